@@ -1,0 +1,105 @@
+"""What can go wrong, under one root: every error carries its facts as attributes."""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConditionNotActivated",
+    "DuplicateMessageId",
+    "InvalidArgument",
+    "MessageDBError",
+    "PostgresNotFound",
+    "PostgresNotStarted",
+    "StoreNotInstalled",
+    "WrongExpectedVersion",
+]
+
+
+class MessageDBError(Exception):
+    """The root of every error that this package raises by itself.
+
+    What the driver reports and this package has no name for (a lost connection, a missing privilege) stays the
+    SQLAlchemy error that it is.
+    """
+
+
+class InvalidArgument(MessageDBError, ValueError):
+    """An argument that no Message DB store could take. Raised before anything is sent.
+
+    ``argument`` is the name of the parameter, ``value`` what was passed, ``reason`` what is wrong with it.
+    """
+
+    def __init__(self, argument: str, value: object, reason: str) -> None:
+        super().__init__(argument, value, reason)
+        self.argument = argument
+        self.value = value
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.argument}={_shown(self.value)}: {self.reason}"
+
+
+class WrongExpectedVersion(MessageDBError):
+    """The stream was not at the version that the writer expected; nothing was written.
+
+    Versions are the position of a stream's last message, -1 for a stream without messages.
+    """
+
+    def __init__(self, stream_name: str, expected_version: int, actual_version: int) -> None:
+        super().__init__(stream_name, expected_version, actual_version)
+        self.stream_name = stream_name
+        self.expected_version = expected_version
+        self.actual_version = actual_version
+
+    def __str__(self) -> str:
+        return f"stream {self.stream_name!r} is at version {self.actual_version}, expected {self.expected_version}"
+
+
+class DuplicateMessageId(MessageDBError):
+    """A message with this ``id`` is in the store already; nothing was written.
+
+    ``id`` is None when PostgreSQL does not say which message of a batch it was.
+    """
+
+    def __init__(self, id: str | None) -> None:
+        super().__init__(id)
+        self.id = id
+
+    def __str__(self) -> str:
+        return f"message id {self.id or '(one of the batch)'} is in the store already"
+
+
+class StoreNotInstalled(MessageDBError):
+    """The database holds no Message DB, or one too old for this package. ``reason`` is PostgreSQL's own text."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"no Message DB 1.3 in this database ({self.reason}). Install or update it with "
+            "messagedb_sa.install.upgrade(engine), or with Alembic: alembic -n messagedb upgrade head"
+        )
+
+
+class ConditionNotActivated(MessageDBError):
+    """A ``condition`` was passed to a session whose setting ``message_store.sql_condition`` is not on."""
+
+    def __str__(self) -> str:
+        return (
+            "SQL conditions are refused unless the session's setting message_store.sql_condition is on; for an "
+            'engine: create_engine(url, connect_args={"options": "-c message_store.sql_condition=on"})'
+        )
+
+
+class PostgresNotFound(MessageDBError):
+    """No PostgreSQL server programs were found for a throwaway server; the text says where was looked."""
+
+
+class PostgresNotStarted(MessageDBError):
+    """A throwaway PostgreSQL did not start; the text holds what it printed."""
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"
