@@ -1,0 +1,78 @@
+"""Install, upgrade and remove a store from Python: the Alembic revisions, without an ini file."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, Engine
+
+from messagedb_sa.errors import InvalidArgument
+from messagedb_sa.revisions import MIGRATIONS, MigrationRefused, wait_for_turn
+from messagedb_sa.schema import VERSION_TABLE
+
+__all__ = ["MigrationRefused", "current", "downgrade", "upgrade"]
+
+# Alembic's context is one for the whole process.
+_alembic = Lock()
+
+
+def upgrade(bind: Engine | Connection, revision: str = "head", *, role: bool = True) -> None:
+    """Bring the database's store to ``revision``; where it is there already, nothing happens.
+
+    On an Engine in one transaction of its own, committed. On a Connection in the caller's transaction, which the
+    caller commits. Several at the same time wait for each other. An older Message DB, installed by whomever, is
+    taken over with all its messages.
+
+    ``role=False`` leaves out the role message_store and its grants. Where the migrating role may not create roles,
+    they are left out with a logged warning.
+
+    Raises MigrationRefused where the schema message_store holds something else than Message DB 1.1 to 1.3.
+    """
+    with _config(bind, f"role={'on' if role else 'off'}") as config, _alembic:
+        command.upgrade(config, revision)
+
+
+def downgrade(bind: Engine | Connection, revision: str = "base", *, discard_messages: bool = False) -> None:
+    """Take the database's store back to ``revision``; ``base`` removes it. Transactions as with ``upgrade``.
+
+    Raises MigrationRefused, which says how many there are, rather than lose messages, unless ``discard_messages``.
+    The role message_store stays if anything else uses it, in this database or another.
+    """
+    with _config(bind, f"discard_messages={'yes' if discard_messages else 'no'}") as config, _alembic:
+        command.downgrade(config, revision)
+
+
+def current(bind: Engine | Connection) -> str | None:
+    """The revision of the database's store, None if Alembic did not install one here."""
+    with _connection(bind) as connection:
+        return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+
+
+@contextmanager
+def _config(bind: Engine | Connection, *x_arguments: str) -> Iterator[Config]:
+    config = Config(cmd_opts=Namespace(x=list(x_arguments)))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "newline")
+    with _connection(bind) as connection:
+        # Before the process's lock: whoever holds that one never waits for another database transaction.
+        wait_for_turn(connection)
+        config.attributes["connection"] = connection
+        yield config
+
+
+@contextmanager
+def _connection(bind: Engine | Connection) -> Iterator[Connection]:
+    if isinstance(bind, Connection):
+        yield bind
+    elif isinstance(bind, Engine):
+        # Whoever waited for a turn must see what the other did: no snapshot from before the wait, and one transaction.
+        with bind.execution_options(isolation_level="READ COMMITTED").begin() as connection:
+            yield connection
+    else:
+        raise InvalidArgument("bind", bind, "an Engine or a Connection of SQLAlchemy is needed")

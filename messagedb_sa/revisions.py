@@ -1,0 +1,80 @@
+"""What the Alembic revisions are made of: running SQL files, -x switches, waiting for other upgrades."""
+
+from __future__ import annotations
+
+import logging
+import re
+from importlib import resources
+
+from alembic import op
+from alembic.util import CommandError
+from sqlalchemy import Connection, func, literal_column, select, text
+from sqlalchemy.exc import DBAPIError
+
+from messagedb_sa.errors import InvalidArgument, MessageDBError
+
+# The advisory lock that upgrades take: any pair that nobody else takes. Message DB's own locks have one 64-bit key.
+_LOCK = (1297302594, 1)
+
+logger = logging.getLogger(__name__)
+
+MIGRATIONS = resources.files("messagedb_sa.migrations")
+
+
+class MigrationRefused(MessageDBError, CommandError):
+    """A revision would lose messages, or found something that is no Message DB; nothing was changed."""
+
+
+def run(revision: str, *names: str) -> None:
+    """Execute files of ``sql/<revision>/``, in this order, online or offline.
+
+    What a file refuses with RAISE EXCEPTION becomes MigrationRefused with the same text.
+    """
+    for name in names:
+        sql = (MIGRATIONS / "sql" / revision / f"{name}.sql").read_text("utf-8")
+        try:
+            # A single colon before a word would be taken for a bound parameter.
+            op.execute(text(re.sub(r"(?<!:):(?=\w)", r"\:", sql)))
+        except DBAPIError as error:
+            if _sqlstate(error) != "P0001":
+                raise
+            raise MigrationRefused(str(error.orig).splitlines()[0]) from error
+
+
+def switch(name: str, *, default: bool) -> bool:
+    """The value of ``-x name=on|off`` (or yes, no); ``default`` where it is not given."""
+    environment = op.get_context().environment_context
+    arguments = environment.get_x_argument(as_dictionary=True) if environment else {}
+    value = arguments.get(name)
+    if value is None:
+        return default
+    if value not in ("on", "yes", "off", "no"):
+        raise CommandError(f"-x {name}={value}: say on or off")
+    return value in ("on", "yes")
+
+
+def warn_without_role() -> None:
+    """Log that the role is missing, where it is. Offline the SQL itself warns whoever runs it."""
+    if op.get_context().as_sql:
+        return
+    if op.get_bind().scalar(select(func.to_regrole("message_store").is_(None))):
+        logger.warning(
+            "role message_store and its privileges were left out: %s may not create roles. Everything else is "
+            "installed; grant your application's own role what it needs, as the README shows",
+            op.get_bind().scalar(select(literal_column("current_user"))),
+        )
+
+
+def wait_for_turn(connection: Connection) -> None:
+    """Keep other upgrades of this database waiting until the connection's transaction ends.
+
+    Raises InvalidArgument on a connection in autocommit mode, where each statement would be a transaction.
+    """
+    connection.execute(select(func.pg_advisory_xact_lock(*_LOCK)))
+    held = text("SELECT EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND (classid, objid) = (:a, :b))")
+    if not connection.scalar(held, {"a": _LOCK[0], "b": _LOCK[1]}):
+        raise InvalidArgument("bind", connection, "is in autocommit mode; a migration is one transaction")
+
+
+def _sqlstate(error: DBAPIError) -> str | None:
+    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)

@@ -1,0 +1,16 @@
+-- Somebody else uses the role when it is a member's group, or holds anything here or in another database.
+DO $$
+BEGIN
+  IF EXISTS (
+    SELECT FROM pg_catalog.pg_auth_members
+    WHERE roleid = pg_catalog.to_regrole('message_store')
+      AND member <> (SELECT oid FROM pg_catalog.pg_roles WHERE rolname = current_user)
+  ) THEN
+    RETURN;
+  END IF;
+  DROP ROLE IF EXISTS message_store;
+EXCEPTION
+  WHEN dependent_objects_still_exist OR object_in_use OR insufficient_privilege THEN
+    NULL;
+END
+$$

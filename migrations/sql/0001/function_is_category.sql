@@ -1,0 +1,6 @@
+CREATE OR REPLACE FUNCTION message_store.is_category(stream_name varchar)
+RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE
+AS $$
+  SELECT COALESCE(pg_catalog.strpos(is_category.stream_name, '-') = 0, true)
+$$

@@ -1,0 +1,17 @@
+-- PostgreSQL has no CREATE TYPE IF NOT EXISTS, and dropping the type would take the functions with it.
+DO $$
+BEGIN
+  IF pg_catalog.to_regtype('message_store.message') IS NULL THEN
+    CREATE TYPE message_store.message AS (
+      id varchar,
+      stream_name varchar,
+      type varchar,
+      "position" bigint,
+      global_position bigint,
+      data varchar,
+      metadata varchar,
+      "time" timestamp without time zone
+    );
+  END IF;
+END
+$$
