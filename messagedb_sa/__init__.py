@@ -1,0 +1,53 @@
+"""Message DB, the event store in PostgreSQL, for SQLAlchemy."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from messagedb_sa.errors import (
+        ConditionNotActivated,
+        DuplicateMessageId,
+        InvalidArgument,
+        MessageDBError,
+        StoreNotInstalled,
+        WrongExpectedVersion,
+    )
+    from messagedb_sa.message import Message, NewMessage
+    from messagedb_sa.store import NO_STREAM, Store
+else:
+    # Lazy: pytest imports this package at every start, for the plugin in it, and that must not cost SQLAlchemy.
+    from importlib import import_module
+
+    _HOMES = {
+        "ConditionNotActivated": "errors",
+        "DuplicateMessageId": "errors",
+        "InvalidArgument": "errors",
+        "Message": "message",
+        "MessageDBError": "errors",
+        "NO_STREAM": "store",
+        "NewMessage": "message",
+        "Store": "store",
+        "StoreNotInstalled": "errors",
+        "WrongExpectedVersion": "errors",
+    }
+
+    def __getattr__(name):
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+    def __dir__():
+        return sorted({*globals(), *_HOMES})
+
+
+__all__ = [
+    "NO_STREAM",
+    "ConditionNotActivated",
+    "DuplicateMessageId",
+    "InvalidArgument",
+    "Message",
+    "MessageDBError",
+    "NewMessage",
+    "Store",
+    "StoreNotInstalled",
+    "WrongExpectedVersion",
+]

@@ -1,0 +1,82 @@
+"""Checks of what callers pass in: each returns what is to be sent, or raises InvalidArgument before anything is."""
+
+from __future__ import annotations
+
+from operator import index
+from uuid import UUID, uuid4
+
+from messagedb_sa import stream_name as names
+from messagedb_sa.errors import InvalidArgument
+
+
+def text(argument: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidArgument(argument, value, "is no text")
+    if not value:
+        raise InvalidArgument(argument, value, "is empty")
+    if flaw := unstorable(value):
+        raise InvalidArgument(argument, value, flaw)
+    return value
+
+
+def unstorable(value: str) -> str | None:
+    """Why PostgreSQL can't hold the text, None if it can."""
+    if "\0" in value:
+        return "holds a NUL character, which PostgreSQL has no place for"
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "holds half of a surrogate pair, which is no character"
+    return None
+
+
+def stream(argument: str, value: object) -> str:
+    name = text(argument, value)
+    if names.is_category(name):
+        raise InvalidArgument(argument, value, "is a category; a stream name has a - and an id after it")
+    return name
+
+
+def category(argument: str, value: object) -> str:
+    name = text(argument, value)
+    if not names.is_category(name):
+        raise InvalidArgument(argument, value, "is a stream name; a category has no -")
+    return name
+
+
+def integer(argument: str, value: object, *, minimum: int = -(2**63), maximum: int = 2**63 - 1) -> int:
+    if isinstance(value, bool):
+        raise InvalidArgument(argument, value, "is no integer")
+    try:
+        number = index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise InvalidArgument(argument, value, "is no integer") from None
+    if not minimum <= number <= maximum:
+        raise InvalidArgument(argument, value, f"is not between {minimum} and {maximum}")
+    return number
+
+
+def consumer_group(member: object, size: object) -> tuple[int | None, int | None]:
+    if member is None and size is None:
+        return None, None
+    if member is None:
+        raise InvalidArgument("consumer_group_member", member, f"is needed with consumer_group_size={size!r}")
+    if size is None:
+        raise InvalidArgument("consumer_group_size", size, f"is needed with consumer_group_member={member!r}")
+    of = integer("consumer_group_size", size, minimum=1, maximum=names.MAX_GROUP_SIZE)
+    return integer("consumer_group_member", member, minimum=0, maximum=of - 1), of
+
+
+def message_id(argument: str, value: object) -> str:
+    """The id as text; a new random one for None."""
+    if value is None:
+        return str(uuid4())
+    if isinstance(value, UUID):
+        return str(value)
+    if isinstance(value, str):
+        try:
+            return str(UUID(value))
+        except ValueError:
+            pass
+    raise InvalidArgument(argument, value, "is no UUID")

@@ -1,0 +1,67 @@
+"""Messages: as they are read, and as they are to be written."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from messagedb_sa import stream_name as names
+
+__all__ = ["Message", "NewMessage"]
+
+
+class Message(NamedTuple):
+    """A message as the store holds it: immutable, a named tuple like a SQLAlchemy Row.
+
+    ``message.data`` and ``message["data"]`` are the same; ``dict(message)`` has the eight fields. ``data`` and
+    ``metadata`` are decoded JSON, None where the store has none. ``position`` counts from 0 in its stream,
+    ``global_position`` from 1 in the store, with gaps. ``time`` is aware, in UTC: when the writing transaction began.
+    """
+
+    id: str
+    stream_name: str
+    type: str
+    position: int
+    global_position: int
+    data: Any
+    metadata: Any
+    time: datetime
+
+    def __getitem__(self, key: Any) -> Any:
+        if isinstance(key, str):
+            if key not in self._fields:
+                raise KeyError(key)
+            return getattr(self, key)
+        return tuple.__getitem__(self, key)
+
+    def keys(self) -> tuple[str, ...]:
+        """The names of the eight fields; what makes ``dict(message)`` work."""
+        return self._fields
+
+    @property
+    def category(self) -> str:
+        return names.category(self.stream_name)
+
+    @property
+    def stream_id(self) -> str | None:
+        """What stands after the first ``-`` of the stream name; None where there is none."""
+        return names.id(self.stream_name)
+
+    @property
+    def cardinal_id(self) -> str | None:
+        """The stream id up to its first ``+``, by which consumer groups share a category; None without an id."""
+        return names.cardinal_id(self.stream_name)
+
+
+class NewMessage(NamedTuple):
+    """A message to be written.
+
+    ``data`` and ``metadata`` are anything that JSON can hold; None is stored as no value, which is not the same as
+    an empty object. ``id`` is a UUID or its text; None means a new random one.
+    """
+
+    type: str
+    data: Any
+    metadata: Any = None
+    id: UUID | str | None = None

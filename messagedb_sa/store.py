@@ -1,0 +1,221 @@
+"""The store: Message DB's operations on a SQLAlchemy engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import URL, Engine, Executable, create_engine
+from sqlalchemy.exc import DBAPIError
+
+from messagedb_sa import arguments
+from messagedb_sa.errors import InvalidArgument
+from messagedb_sa.message import Message
+from messagedb_sa.operations import NO_STREAM, MessageInput, Operation, Operations, Page
+from messagedb_sa.urls import with_driver
+
+__all__ = ["NO_STREAM", "Store"]
+
+T = TypeVar("T")
+
+
+class Store:
+    """A Message DB store in the engine's database. Each call is one statement in a transaction of its own, committed.
+
+    Safe to share between threads, as the engine is. Positions are inclusive: "read from here". A stream's first
+    message has position 0, the store's first global position 1.
+
+    Arguments that no store could take raise InvalidArgument, a ValueError, before anything is sent; a database
+    without a store raises StoreNotInstalled. What else the driver reports stays SQLAlchemy's error.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        if not isinstance(engine, Engine):
+            raise InvalidArgument("engine", engine, "is no Engine of SQLAlchemy")
+        if engine.dialect.name != "postgresql":
+            raise InvalidArgument("engine", engine, "is not on PostgreSQL")
+        self.engine = engine
+        self._operations = Operations(engine.dialect)
+        # A call is one statement: autocommit makes it one round trip, not three.
+        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    @classmethod
+    def from_url(cls, url: str | URL, **engine_options: Any) -> Store:
+        """A store on an engine of its own, which ``store.engine.dispose()`` closes.
+
+        ``engine_options`` are create_engine's. A URL that names no driver means psycopg2.
+        """
+        return cls(create_engine(with_driver(url), **{"skip_autocommit_rollback": True, **engine_options}))
+
+    def write(
+        self,
+        stream_name: str,
+        message_type: str,
+        data: Any,
+        metadata: Any = None,
+        expected_version: int | None = None,
+        *,
+        id: UUID | str | None = None,
+    ) -> int:
+        """Write a message; its position in the stream.
+
+        ``expected_version`` is the position that the stream's last message must have, NO_STREAM (-1) if the stream
+        must not exist yet, None for no check. ``id`` None means a new random one. ``data`` and ``metadata`` are
+        anything that JSON can hold; None is stored as NULL.
+
+        Raises WrongExpectedVersion, DuplicateMessageId.
+        """
+        return self._run(
+            self._operations.write(stream_name, message_type, data, metadata, expected_version, id),
+        )
+
+    def write_batch(
+        self, stream_name: str, messages: Iterable[MessageInput], expected_version: int | None = None
+    ) -> int:
+        """Write messages in order, all or none, in one round trip; the position of the last one.
+
+        A message is ``(type, data)``, ``(type, data, metadata)`` or a NewMessage. ``expected_version`` applies to the
+        first. Without messages, InvalidArgument. Raises as ``write``.
+        """
+        return self._run(self._operations.write_batch(stream_name, messages, expected_version))
+
+    def read(
+        self,
+        stream_name: str,
+        sql: str | Executable | None = None,
+        position: int = 0,
+        no_of_messages: int = 1000,
+        consumer_group_member: int | None = None,
+        consumer_group_size: int | None = None,
+    ) -> list[Message]:
+        """Read by the kind of name: ``$all`` is the whole store by global position, a name with a ``-`` a stream, any
+        other a category.
+
+        ``no_of_messages=-1`` is no limit. ``sql`` is a query of the caller's instead, which returns the columns of a
+        message: a select of SQLAlchemy's, or text with the parameters ``%(stream_name)s``, ``%(position)s``,
+        ``%(batch_size)s``, ``%(consumer_group_member)s`` and ``%(consumer_group_size)s``.
+
+        Between categories, messages can become visible out of the order of their global positions: a reader of
+        ``$all`` that goes on after the last one it saw can pass over one that was still being written.
+        """
+        return self._run(
+            self._operations.read(
+                stream_name, sql, position, no_of_messages, consumer_group_member, consumer_group_size
+            )
+        )
+
+    def read_stream(
+        self, stream_name: str, position: int = 0, no_of_messages: int = 1000, *, condition: str | None = None
+    ) -> list[Message]:
+        """A stream's messages from ``position`` on, in order; none for a stream that does not exist.
+
+        ``no_of_messages=-1`` is no limit. ``condition`` is SQL text about the columns of messages, run as it is:
+        never build it from input. Raises ConditionNotActivated where the session does not allow it.
+        """
+        return self._run(self._operations.read_stream(stream_name, position, no_of_messages, condition))
+
+    def read_category(
+        self,
+        category_name: str,
+        position: int = 0,
+        no_of_messages: int = 1000,
+        consumer_group_member: int | None = None,
+        consumer_group_size: int | None = None,
+        *,
+        correlation: str | None = None,
+        condition: str | None = None,
+    ) -> list[Message]:
+        """The messages of a category's streams from global position ``position`` on, in order.
+
+        A consumer group of ``consumer_group_size`` members (1 to 32767) shares the streams by cardinal id, each
+        stream with one member; ``consumer_group_member`` counts from 0. Streams without an id belong to no member.
+        ``correlation`` keeps the messages whose metadata's correlationStreamName is in that category.
+        ``no_of_messages`` and ``condition`` as in ``read_stream``.
+        """
+        return self._run(
+            self._operations.read_category(
+                category_name,
+                position,
+                no_of_messages,
+                consumer_group_member,
+                consumer_group_size,
+                correlation,
+                condition,
+            )
+        )
+
+    def read_last_message(self, stream_name: str, message_type: str | None = None) -> Message | None:
+        """The stream's message with the highest position, of ``message_type`` if given; None where there is none."""
+        return self._run(self._operations.read_last_message(stream_name, message_type))
+
+    def stream_version(self, stream_name: str) -> int | None:
+        """The position of the stream's last message, None for a stream that does not exist."""
+        return self._run(self._operations.stream_version(stream_name))
+
+    def stream_identifiers(self, category_name: str) -> list[str]:
+        """The ids of a category's streams: what stands after the first ``-`` of their names, distinct, sorted by code
+        point. Reads every message of the category.
+
+        Exactly this category: its snapshot streams (``category:snapshot-id``) are in another.
+        """
+        return self._run(self._operations.stream_identifiers(category_name))
+
+    def iter_stream(
+        self, stream_name: str, position: int = 0, *, batch_size: int = 1000, condition: str | None = None
+    ) -> Iterator[Message]:
+        """As ``read_stream`` without a limit, in constant memory: ``batch_size`` messages (from 1) a round trip.
+
+        Ends at what was the last message when it got there.
+        """
+        page_size = arguments.integer("batch_size", batch_size, minimum=1)
+        return self._pages(self._operations.read_stream(stream_name, position, page_size, condition))
+
+    def iter_category(
+        self,
+        category_name: str,
+        position: int = 0,
+        consumer_group_member: int | None = None,
+        consumer_group_size: int | None = None,
+        *,
+        batch_size: int = 1000,
+        correlation: str | None = None,
+        condition: str | None = None,
+    ) -> Iterator[Message]:
+        """As ``read_category`` without a limit, in constant memory: ``batch_size`` messages (from 1) a round trip.
+
+        Ends at what was the last message when it got there.
+        """
+        page_size = arguments.integer("batch_size", batch_size, minimum=1)
+        return self._pages(
+            self._operations.read_category(
+                category_name,
+                position,
+                page_size,
+                consumer_group_member,
+                consumer_group_size,
+                correlation,
+                condition,
+            )
+        )
+
+    def version(self) -> str:
+        """The version of the Message DB interface in the database, such as 1.3.0."""
+        return self._run(self._operations.version())
+
+    def _run(self, operation: Operation[T]) -> T:
+        try:
+            with self._autocommit.connect() as connection:
+                rows = connection.execute(operation.statement, operation.parameters).fetchall()
+        except DBAPIError as error:
+            ours = operation.error(error)
+            if ours is None:
+                raise
+            raise ours from error
+        return operation.result(rows)
+
+    def _pages(self, page: Page | None) -> Iterator[Message]:
+        while page is not None:
+            messages = self._run(page)
+            yield from messages
+            page = page.after(messages)
