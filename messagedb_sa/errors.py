@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from reprlib import Repr
+
 __all__ = [
     "ConditionNotActivated",
     "DuplicateMessageId",
@@ -100,6 +102,14 @@ class PostgresNotStarted(MessageDBError):
     """A throwaway PostgreSQL did not start; the text holds what it printed."""
 
 
+_repr = Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = 100
+_repr.maxlevel = 4
+
+
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}… ({len(text)} characters)"
+    # Short, whatever the size of the value; and an error about a value must not fail on it.
+    try:
+        return _repr.repr(value)
+    except Exception:  # noqa: BLE001
+        return object.__repr__(value)

@@ -72,7 +72,9 @@ def _connection(bind: Engine | Connection) -> Iterator[Connection]:
         yield bind
     elif isinstance(bind, Engine):
         # Whoever waited for a turn must see what the other did: no snapshot from before the wait, and one transaction.
-        with bind.execution_options(isolation_level="READ COMMITTED").begin() as connection:
-            yield connection
+        with bind.connect() as connection:
+            connection.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                yield connection
     else:
         raise InvalidArgument("bind", bind, "an Engine or a Connection of SQLAlchemy is needed")

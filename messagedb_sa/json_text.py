@@ -107,4 +107,4 @@ def _flaw(value: Any, path: str = "") -> str | None:
             return next((flaw for i, item in enumerate(value) if (flaw := _flaw(item, f"{path}[{i}]"))), None)
     except RecursionError:
         return "is nested too deeply, or holds itself"
-    return f"{at}{value!r} has no JSON form"
+    return f"{at}a {type(value).__name__} has no JSON form"

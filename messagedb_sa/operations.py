@@ -66,7 +66,7 @@ class Operation(Generic[T]):
     statement: Executable
     parameters: Mapping[str, Any]
     result: Callable[[Sequence[Any]], T]
-    not_installed: frozenset[str] = _NOT_INSTALLED
+    own_sql: bool = False
 
     def error(self, error: DBAPIError) -> MessageDBError | None:
         """What the database's refusal means, None where this package has no name for it."""
@@ -84,7 +84,8 @@ class Operation(Generic[T]):
             # Without the privilege to read the table, there is no detail.
             found = re.search(r"\(id\)=\(([-0-9a-f]+)\)", getattr(diagnostics, "message_detail", None) or "")
             return DuplicateMessageId(found[1] if found else self.parameters.get("id"))
-        if state in self.not_installed:
+        # A query of the caller's own may as well lack a table or function of the caller's own.
+        if state in _NOT_INSTALLED and (not self.own_sql or state == "3F000" or "message_store.messages" in message):
             return StoreNotInstalled(message)
         if state in _BAD_JSON and "data" in self.parameters:
             return InvalidArgument(
@@ -134,6 +135,8 @@ class Operations:
     def write_batch(
         self, stream_name: str, messages: Iterable[MessageInput], expected_version: int | None
     ) -> Operation[int]:
+        if not isinstance(messages, Iterable):
+            raise InvalidArgument("messages", messages, "is no list of messages")
         ids, types, data, metadata = [], [], [], []
         for number, item in enumerate(messages):
             at = f"messages[{number}]"
@@ -246,8 +249,7 @@ class Operations:
             "consumer_group_member": member,
             "consumer_group_size": size,
         }
-        # A missing table or function may be one of the caller's.
-        return Operation(_as_messages(sql), parameters, self._messages, not_installed=frozenset({"3F000"}))
+        return Operation(_as_messages(sql), parameters, self._messages, own_sql=True)
 
     def _messages(self, rows: Sequence[Any]) -> list[Message]:
         if not rows:
@@ -357,7 +359,8 @@ def _build_write_batch() -> Executable:
                 new.c.type,
                 cast(new.c.data, JSONB),
                 cast(new.c.metadata, JSONB),
-                case((new.c.number == 1, _number("expected_version"))),
+                # psycopg2 sends values without types: a bare NULL in CASE would be taken for text.
+                case((new.c.number == 1, cast(_number("expected_version"), BigInteger))),
             ).label("position")
         )
         .order_by(new.c.number)

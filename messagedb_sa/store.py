@@ -37,8 +37,6 @@ class Store:
             raise InvalidArgument("engine", engine, "is not on PostgreSQL")
         self.engine = engine
         self._operations = Operations(engine.dialect)
-        # A call is one statement: autocommit makes it one round trip, not three.
-        self._autocommit = engine.execution_options(isolation_level="AUTOCOMMIT")
 
     @classmethod
     def from_url(cls, url: str | URL, **engine_options: Any) -> Store:
@@ -205,7 +203,9 @@ class Store:
 
     def _run(self, operation: Operation[T]) -> T:
         try:
-            with self._autocommit.connect() as connection:
+            with self.engine.connect() as connection:
+                # A call is one statement: autocommit makes it one round trip, not three.
+                connection.execution_options(isolation_level="AUTOCOMMIT")
                 rows = connection.execute(operation.statement, operation.parameters).fetchall()
         except DBAPIError as error:
             ours = operation.error(error)

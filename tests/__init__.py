@@ -1,0 +1,1 @@
+"""The tests: on the installed package, and on a real PostgreSQL."""

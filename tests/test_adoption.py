@@ -1,0 +1,130 @@
+"""Taking over a Message DB that its own scripts installed, with messages in it.
+
+The scripts come from npm (@eventide/message-db) into pytest's cache; without npm these tests are skipped.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, text
+
+from messagedb_sa import Store, install
+
+from .test_alembic import catalog
+
+
+@pytest.fixture(params=["1.1.6", "1.2.3", "1.2.6", "1.3.1"])
+def upstream(request: pytest.FixtureRequest) -> Path:
+    """The folder of a release's SQL files."""
+    release: str = request.param
+    npm = shutil.which("npm")
+    folder = request.config.cache.mkdir("message-db") / release
+    package = folder / "node_modules" / "@eventide" / "message-db"
+    if not package.exists():
+        if npm is None:
+            pytest.skip("npm is not installed")
+        asked = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder)]
+        done = subprocess.run([*asked, f"@eventide/message-db@{release}"], capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"npm does not reach a registry: {done.stderr.strip().splitlines()[-1:]}")
+    return package / "database"
+
+
+def install_as_upstream_does(engine: Engine, database: Path) -> None:
+    """The files in the order of install.sh, without the extension for random UUIDs, which are built in since 13."""
+    folders = ("schema", "tables", "types", "functions", "indexes", "views", "roles", "privileges")
+    files = [path for folder in folders for path in sorted((database / folder).glob("*.sql"))]
+    assert len(files) > 20
+    with engine.begin() as connection:
+        cursor = connection.connection.cursor()
+        for path in files:
+            cursor.execute(path.read_text())
+
+
+def table(engine: Engine) -> list[tuple[Any, ...]]:
+    """Every row with its place on disk and the transaction that wrote it, and the files of the table and indexes."""
+    with engine.connect() as connection:
+        rows = connection.execute(
+            text(
+                "SELECT ctid::text, xmin::text, id, stream_name, type, position, global_position, data::text,"
+                " metadata::text, time FROM message_store.messages ORDER BY global_position"
+            )
+        )
+        files = connection.execute(
+            text(
+                "SELECT relname, pg_relation_filenode(oid) FROM pg_class"
+                " WHERE relnamespace = 'message_store'::regnamespace AND relkind IN ('r', 'i', 'S') ORDER BY 1"
+            )
+        )
+        return [*map(tuple, rows), *map(tuple, files)]
+
+
+def test_every_message_stays_where_it_is_and_everything_works(upstream: Path, empty_database: Engine) -> None:
+    install_as_upstream_does(empty_database, upstream)
+    with empty_database.begin() as connection:
+        connection.execute(text("SET LOCAL search_path = message_store, public"))
+        for n in range(300):
+            connection.execute(
+                text(
+                    "SELECT write_message(gen_random_uuid()::varchar, :stream, 'Deposited', CAST(:data AS jsonb),"
+                    " CAST(:metadata AS jsonb))"
+                ),
+                {
+                    "stream": f"account-{n % 7}",
+                    "data": f'{{"n": {n}, "amount": 1.50}}',
+                    "metadata": None if n % 2 else '{"correlationStreamName": "order-1"}',
+                },
+            )
+    before = table(empty_database)
+    assert len(before) > 300
+
+    install.upgrade(empty_database)
+
+    assert table(empty_database) == before
+    store = Store(empty_database)
+    assert store.version() == "1.3.0"
+    assert [message.data["n"] for message in store.read("account")] == list(range(300))
+    assert len(store.read_category("account", correlation="order")) == 150
+    assert len(store.read_category("account", consumer_group_member=0, consumer_group_size=1)) == 300
+    last = store.read_last_message("account-0", "Deposited")
+    assert last is not None
+    assert store.write("account-0", "Deposited", {"n": 300}, expected_version=last.position) == last.position + 1
+    assert store.read("$all")[-1].global_position == 301
+
+
+def test_the_catalog_is_that_of_a_new_install(upstream: Path, empty_database: Engine, messagedb_engine: Engine) -> None:
+    install_as_upstream_does(empty_database, upstream)
+    install.upgrade(empty_database)
+
+    def without_column_order(engine: Engine) -> list[Any]:
+        # 1.1 had the columns of the table in another order.
+        return [tuple(value for value in row if type(value) is not int) for row in catalog(engine)]
+
+    assert without_column_order(empty_database) == without_column_order(messagedb_engine)
+
+
+def test_what_the_old_clients_call_still_works(upstream: Path, empty_database: Engine) -> None:
+    install_as_upstream_does(empty_database, upstream)
+    install.upgrade(empty_database)
+    with empty_database.connect() as connection:
+        connection.execute(text("SET search_path = message_store, public"))
+        connection.execute(text("SELECT write_message(gen_random_uuid()::varchar, 'account-1', 'Opened', '{}')"))
+        for call in (
+            "get_last_stream_message('account-1')",
+            "get_stream_messages('account-1', 0, 10)",
+            "get_category_messages('account', 1, 10, NULL, 0, 1)",
+        ):
+            assert len(connection.execute(text(f"SELECT * FROM {call}")).all()) == 1
+
+
+def test_it_can_be_downgraded_like_any_other(upstream: Path, empty_database: Engine) -> None:
+    install_as_upstream_does(empty_database, upstream)
+    install.upgrade(empty_database)
+    install.downgrade(empty_database)
+    with empty_database.connect() as connection:
+        assert connection.scalar(text("SELECT to_regnamespace('message_store')")) is None

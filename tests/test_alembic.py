@@ -1,0 +1,267 @@
+"""Alembic's command line, as this repository and host applications use it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Engine, MetaData, NullPool, create_engine, inspect, text
+
+from messagedb_sa import Store, install, schema
+from messagedb_sa.postgres import temporary_database
+
+REPOSITORY = Path(__file__).parents[1]
+HEAD = "messagedb_0001"
+
+HOST_ENV = """
+from alembic import context
+from sqlalchemy import MetaData, create_engine
+from messagedb_sa.schema import include_name
+
+if context.is_offline_mode():
+    context.configure(dialect_name="postgresql", literal_binds=True)
+    with context.begin_transaction():
+        context.run_migrations()
+else:
+    with create_engine(context.config.get_main_option("sqlalchemy.url")).connect() as connection:
+        context.configure(connection, target_metadata=MetaData(), include_schemas=True, include_name=include_name)
+        with context.begin_transaction():
+            context.run_migrations()
+"""
+
+HOST_REVISION = """
+from alembic import op
+revision, down_revision, branch_labels, depends_on = "host1", None, None, "messagedb"
+def upgrade():
+    op.execute("CREATE TABLE host_table AS SELECT message_store.message_store_version() AS version")
+def downgrade():
+    op.execute("DROP TABLE host_table")
+"""
+
+
+def alembic(*arguments: str, cwd: Path, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if name != "MESSAGEDB_URL"}
+    done = subprocess.run(
+        [Path(sys.executable).with_name("alembic"), *arguments],
+        cwd=cwd,
+        env={**inherited, **environment},
+        capture_output=True,
+        text=True,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    return done
+
+
+def url_of(engine: Engine) -> str:
+    return engine.url.render_as_string(hide_password=False)
+
+
+def in_ini(url: str) -> str:
+    return url.replace("%", "%%")
+
+
+@pytest.fixture
+def host(tmp_path: Path, empty_database: Engine) -> Path:
+    """An application with an Alembic history of its own, which has our revisions as a second section."""
+    (tmp_path / "migrations" / "versions").mkdir(parents=True)
+    (tmp_path / "migrations" / "env.py").write_text(HOST_ENV)
+    (tmp_path / "migrations" / "script.py.mako").write_text((REPOSITORY / "migrations/script.py.mako").read_text())
+    (tmp_path / "alembic.ini").write_text(
+        f"""
+[alembic]
+script_location = %(here)s/migrations
+sqlalchemy.url = {in_ini(url_of(empty_database))}
+
+[messagedb]
+script_location = messagedb_sa:migrations
+"""
+    )
+    return tmp_path
+
+
+# ---- this repository
+
+
+def test_from_the_repository_with_a_url_on_the_command_line(empty_database: Engine) -> None:
+    alembic("-x", f"url={url_of(empty_database)}", "upgrade", "head", cwd=REPOSITORY)
+    assert install.current(empty_database) == HEAD
+
+
+def test_from_the_repository_with_a_bare_url_in_the_environment(empty_database: Engine) -> None:
+    bare = url_of(empty_database).replace("+psycopg2", "")
+    alembic("upgrade", "head", cwd=REPOSITORY, MESSAGEDB_URL=bare)
+    assert install.current(empty_database) == HEAD
+
+
+def test_the_command_line_goes_before_the_environment(empty_database: Engine) -> None:
+    alembic(
+        "-x", f"url={url_of(empty_database)}", "upgrade", "head", cwd=REPOSITORY, MESSAGEDB_URL="postgresql://nowhere"
+    )
+    assert install.current(empty_database) == HEAD
+
+
+def test_without_a_url_it_says_how_to_name_one() -> None:
+    done = alembic("upgrade", "head", cwd=REPOSITORY, check=False)
+    assert done.returncode != 0
+    assert "MESSAGEDB_URL" in done.stderr + done.stdout
+
+
+def test_a_switch_that_is_neither_on_nor_off_is_refused(empty_database: Engine) -> None:
+    done = alembic(
+        "-x", f"url={url_of(empty_database)}", "-x", "role=maybe", "upgrade", "head", cwd=REPOSITORY, check=False
+    )
+    assert "-x role=maybe: say on or off" in done.stderr + done.stdout
+    assert install.current(empty_database) is None
+
+
+def test_the_role_can_be_left_out(messagedb_server_url: str, without_role: None) -> None:
+    with temporary_database(messagedb_server_url) as url:
+        alembic("-x", f"url={url}", "-x", "role=off", "upgrade", "head", cwd=REPOSITORY)
+        engine = create_engine(url, poolclass=NullPool)
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT to_regrole('message_store') IS NULL")) is True
+
+
+def test_a_downgrade_with_messages_fails_with_their_number_until_it_is_said_to_discard_them(
+    empty_database: Engine,
+) -> None:
+    install.upgrade(empty_database)
+    Store(empty_database).write("account-1", "Opened", {})
+    at = ("-x", f"url={url_of(empty_database)}")
+    done = alembic(*at, "downgrade", "base", cwd=REPOSITORY, check=False)
+    assert done.returncode != 0
+    assert "FAILED: the store holds 1 messages" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert Store(empty_database).stream_version("account-1") == 0
+    alembic(*at, "-x", "discard_messages=yes", "downgrade", "base", cwd=REPOSITORY)
+    assert not inspect(empty_database).has_schema("message_store")
+
+
+# ---- as SQL
+
+
+def executed(engine: Engine, sql: str) -> None:
+    """As psql does it: the script's own BEGIN and COMMIT count."""
+    connection = engine.raw_connection()
+    try:
+        connection.dbapi_connection.autocommit = True  # type: ignore[union-attr]
+        connection.cursor().execute(sql)
+    finally:
+        connection.close()
+
+
+def catalog(engine: Engine) -> list[tuple[object, ...]]:
+    with engine.connect() as connection:
+        functions = connection.execute(
+            text(
+                "SELECT proname, pg_get_functiondef(oid), proacl::text FROM pg_proc"
+                " WHERE pronamespace = 'message_store'::regnamespace"
+            )
+        )
+        relations = connection.execute(
+            text(
+                "SELECT relname, relkind::text, relacl::text, pg_get_viewdef(oid) FROM pg_class"
+                " WHERE relnamespace = 'message_store'::regnamespace"
+            )
+        )
+        columns = connection.execute(
+            text(
+                "SELECT table_name, column_name, ordinal_position, data_type, column_default, is_nullable"
+                " FROM information_schema.columns WHERE table_schema = 'message_store'"
+            )
+        )
+        return sorted((tuple(row) for rows in (functions, relations, columns) for row in rows), key=str)
+
+
+def test_the_sql_that_offline_mode_prints_installs_the_same_store(messagedb_server_url: str) -> None:
+    script = alembic("upgrade", "head", "--sql", cwd=REPOSITORY).stdout
+    with temporary_database(messagedb_server_url) as online, temporary_database(messagedb_server_url) as offline:
+        engine = create_engine(online, poolclass=NullPool)
+        twin = create_engine(offline, poolclass=NullPool)
+        install.upgrade(engine)
+        executed(twin, script)
+        assert install.current(twin) == HEAD
+        assert catalog(twin) == catalog(engine)
+        assert Store(twin).write("account-1", "Opened", {}) == 0
+
+
+def test_the_sql_of_a_downgrade_refuses_to_lose_messages(empty_database: Engine) -> None:
+    install.upgrade(empty_database)
+    Store(empty_database).write("account-1", "Opened", {})
+    script = alembic("downgrade", f"{HEAD}:base", "--sql", cwd=REPOSITORY).stdout
+    with pytest.raises(Exception, match="holds 1 messages"):
+        executed(empty_database, script)
+    assert Store(empty_database).stream_version("account-1") == 0
+    script = alembic("-x", "discard_messages=yes", "downgrade", f"{HEAD}:base", "--sql", cwd=REPOSITORY).stdout
+    executed(empty_database, script)
+    assert not inspect(empty_database).has_schema("message_store")
+
+
+# ---- host applications
+
+
+def test_a_section_of_the_hosts_ini_upgrades_the_hosts_database(host: Path, empty_database: Engine) -> None:
+    alembic("-n", "messagedb", "upgrade", "head", cwd=host)
+    assert install.current(empty_database) == HEAD
+    assert not inspect(empty_database).has_table("alembic_version")
+
+
+def test_the_section_may_name_a_database_of_its_own(host: Path, messagedb_server_url: str) -> None:
+    with temporary_database(messagedb_server_url) as url:
+        with (host / "alembic.ini").open("a") as ini:
+            ini.write(f"sqlalchemy.url = {in_ini(url)}\n")
+        alembic("-n", "messagedb", "upgrade", "head", cwd=host)
+        assert install.current(create_engine(url, poolclass=NullPool)) == HEAD
+
+
+def test_our_revisions_stand_in_the_hosts_own_history(host: Path, empty_database: Engine) -> None:
+    ini = host / "alembic.ini"
+    ini.write_text(
+        ini.read_text().replace(
+            "sqlalchemy.url",
+            "path_separator = newline\nversion_locations =\n"
+            "    %(here)s/migrations/versions\n    messagedb_sa.migrations:versions\nsqlalchemy.url",
+        )
+    )
+    alembic("upgrade", "messagedb@head", cwd=host)
+    with empty_database.connect() as connection:
+        assert connection.scalars(text("SELECT version_num FROM alembic_version")).all() == [HEAD]
+    assert not inspect(empty_database).has_table("messagedb_alembic_version")
+
+    (host / "migrations" / "versions" / "host1.py").write_text(HOST_REVISION)
+    alembic("upgrade", "heads", cwd=host)
+    with empty_database.connect() as connection:
+        assert connection.scalar(text("SELECT version FROM host_table")) == "1.3.0"
+    alembic("-x", "discard_messages=yes", "downgrade", "messagedb@base", cwd=host)
+    assert not inspect(empty_database).has_schema("message_store")
+
+
+def test_autogenerate_proposes_nothing_about_the_store(host: Path, empty_database: Engine) -> None:
+    alembic("-n", "messagedb", "upgrade", "head", cwd=host)
+    alembic("revision", "--autogenerate", "-m", "host", cwd=host)
+    (revision,) = (host / "migrations" / "versions").glob("*.py")
+    assert re.search(r"def upgrade\(\) -> None:\n.*pass", revision.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize("include_schemas", [True, False])
+def test_without_include_name_autogenerate_would_drop_ours_and_with_it_nothing(
+    empty_database: Engine, include_schemas: bool
+) -> None:
+    install.upgrade(empty_database)
+
+    def proposed(**options: object) -> set[str]:
+        with empty_database.connect() as connection:
+            context = MigrationContext.configure(connection, opts={"include_schemas": include_schemas, **options})
+            return {f"{kind} {thing.name}" for kind, thing, *_ in compare_metadata(context, MetaData())}
+
+    without = proposed()
+    assert "remove_table messagedb_alembic_version" in without
+    assert ("remove_table messages" in without) is include_schemas
+    assert proposed(include_name=schema.include_name) == set()

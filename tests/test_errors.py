@@ -1,0 +1,124 @@
+"""Errors that the database raises, and what becomes of the others."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
+
+from messagedb_sa import (
+    ConditionNotActivated,
+    DuplicateMessageId,
+    InvalidArgument,
+    MessageDBError,
+    Store,
+    StoreNotInstalled,
+    WrongExpectedVersion,
+    errors,
+    install,
+)
+from messagedb_sa.install import MigrationRefused
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: store.write("account-1", "T", {}),
+        lambda store: store.write_batch("account-1", [("T", {})]),
+        lambda store: store.read("$all"),
+        lambda store: store.read("account-1"),
+        lambda store: store.read("account"),
+        lambda store: store.read("account", "SELECT * FROM message_store.messages"),
+        lambda store: store.read_last_message("account-1"),
+        lambda store: store.stream_version("account-1"),
+        lambda store: store.stream_identifiers("account"),
+        lambda store: list(store.iter_stream("account-1")),
+        lambda store: store.version(),
+    ],
+)
+def test_a_database_without_a_store_says_so_and_how_to_install_one(empty_database: Engine, call: object) -> None:
+    assert callable(call)
+    with pytest.raises(StoreNotInstalled, match=r"messagedb_sa\.install\.upgrade") as caught:
+        call(Store(empty_database))
+    assert "alembic -n messagedb upgrade head" in str(caught.value)
+    assert "message_store" in caught.value.reason
+    assert isinstance(caught.value.__cause__, DBAPIError)
+
+
+def test_a_store_older_than_1_3_says_that_it_is_to_be_updated(empty_database: Engine) -> None:
+    install.upgrade(empty_database)
+    with empty_database.begin() as connection:
+        connection.execute(text("DROP FUNCTION message_store.get_last_stream_message(varchar, varchar)"))
+    with pytest.raises(StoreNotInstalled, match="Install or update"):
+        Store(empty_database).read_last_message("account-1")
+
+
+def test_a_condition_needs_the_sessions_consent(store: Store) -> None:
+    for call in (store.read_stream, store.read_category):
+        with pytest.raises(ConditionNotActivated, match=r"message_store\.sql_condition=on"):
+            call("account-1" if call == store.read_stream else "account", condition="true")
+
+
+def test_a_mistake_in_the_callers_own_sql_stays_the_drivers_error(store: Store) -> None:
+    with pytest.raises(ProgrammingError, match="no_such_table"):
+        store.read("account", "SELECT * FROM no_such_table")
+    with pytest.raises(ProgrammingError, match="syntax error"):
+        store.read("account", "SELEKT")
+    with pytest.raises(ProgrammingError, match="metadata"):
+        store.read("account", "SELECT 1 AS id")
+
+
+def test_a_missing_privilege_stays_the_drivers_error(messagedb_engine: Engine, store: Store, login: object) -> None:
+    from sqlalchemy import NullPool, create_engine, make_url
+
+    assert callable(login)
+    name = login("messagedb_stranger")
+    stranger = Store(create_engine(make_url(messagedb_engine.url).set(username=name), poolclass=NullPool))
+    with pytest.raises(ProgrammingError, match="permission denied for schema message_store"):
+        stranger.read("account")
+
+
+def test_a_lost_connection_stays_the_drivers_error_and_the_next_call_works(messagedb_url: str, store: Store) -> None:
+    cut_off = Store.from_url(messagedb_url, pool_size=1, connect_args={"application_name": "cut off"})
+    assert cut_off.version() == "1.3.0"
+    with store.engine.connect() as connection:
+        ended = text("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'cut off'")
+        assert connection.scalars(ended).all() == [True]
+    with pytest.raises(OperationalError):
+        cut_off.version()
+    assert cut_off.version() == "1.3.0"
+    cut_off.engine.dispose()
+
+
+def test_errors_leave_the_pool_and_the_store_as_they_were(store: Store) -> None:
+    store.write("account-1", "T", {})
+    for _ in range(20):
+        with pytest.raises(WrongExpectedVersion):
+            store.write("account-1", "T", {}, expected_version=7)
+    assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert store.write("account-1", "T", {}, expected_version=0) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidArgument("position", 1.5, "is no integer"),
+        WrongExpectedVersion("account-1", 1, 2),
+        DuplicateMessageId("3f1e2c7a-8d9b-4c6e-a5f4-1b2c3d4e5f60"),
+        DuplicateMessageId(None),
+        StoreNotInstalled("no schema"),
+        ConditionNotActivated(),
+        errors.PostgresNotFound("nowhere"),
+        errors.PostgresNotStarted("bad setting"),
+        MigrationRefused("messages"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_every_error_is_a_message_db_error_and_pickles(error: MessageDBError) -> None:
+    assert isinstance(error, MessageDBError)
+    twin = pickle.loads(pickle.dumps(error))
+    assert type(twin) is type(error)
+    assert str(twin) == str(error) != ""
+    assert vars(twin) == vars(error)

@@ -1,0 +1,136 @@
+"""JSON: what goes in comes out."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import create_engine, text
+
+from messagedb_sa import InvalidArgument, Store
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+# PostgreSQL keeps a number's digits: neither the sign of zero, nor that 1e+16 was a float.
+numbers = st.integers() | st.floats(-1e15, 1e15).map(lambda number: number or 0.0)
+json_values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+    max_leaves=20,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=json_values, metadata=json_values)
+def test_any_json_survives_the_store(store: Store, data: Any, metadata: Any) -> None:
+    store.write("json-1", "T", data, metadata)
+    last = store.read_last_message("json-1")
+    assert last is not None
+    assert (last.data, last.metadata) == (data, metadata)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        2**63,
+        -(2**64),
+        10**400 + 1,
+        {"deep": [10**5000 + 7, {"é": -(10**6000) - 1}, True, None, "x", 1.5]},
+        0.1,
+        1e15 + 0.5,
+        5e-324,
+        "\\u0000 is no NUL when its backslash is one",
+        "\x01\x1f\x7f\u2028 controls",
+        "é 漢 𝄞 👩‍👩‍👧",
+        {"𝄞": {"": []}},
+        {},
+        [],
+        "",
+        0,
+        False,
+        [[[[[[[[[[]]]]]]]]]],
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_it_keeps_what_postgresql_keeps(store: Store, value: Any) -> None:
+    store.write("json-1", "T", value, value)
+    (message,) = store.read("json-1")
+    assert message.data == message.metadata == value
+    assert type(message.data) is type(value)
+
+
+def test_no_metadata_and_empty_metadata_are_told_apart(store: Store) -> None:
+    store.write("json-1", "T", {})
+    store.write("json-1", "T", None, {})
+    assert [(message.data, message.metadata) for message in store.read("json-1")] == [({}, None), (None, {})]
+    with store.engine.connect() as connection:
+        nulls = connection.execute(
+            text("SELECT data IS NULL, metadata IS NULL FROM message_store.messages ORDER BY position")
+        )
+        assert [tuple(row) for row in nulls] == [(False, True), (True, False)]
+
+
+def test_json_null_written_by_another_client_reads_as_none(store: Store) -> None:
+    with store.engine.begin() as connection:
+        connection.execute(
+            text("SELECT message_store.write_message(gen_random_uuid()::varchar, 'json-1', 'T', 'null', '[null]')")
+        )
+    (message,) = store.read("json-1")
+    assert (message.data, message.metadata) == (None, [None])
+
+
+def test_tuples_become_lists(store: Store) -> None:
+    store.write("json-1", "T", {"a": (1, (2,))})
+    assert store.read("json-1")[0].data == {"a": [1, [2]]}
+
+
+def test_the_engines_serializer_and_deserializer_are_used(messagedb_url: str, store: Store) -> None:
+    engine = create_engine(
+        messagedb_url,
+        json_serializer=lambda value: json.dumps({"wrapped": str(value)}),
+        json_deserializer=lambda text: json.loads(text)["wrapped"],
+    )
+    own = Store(engine)
+    own.write(
+        "json-1",
+        "T",
+        {
+            1,
+        },
+        None,
+    )
+    own.write_batch("json-1", [("T", 1.5, {})])
+    assert [(message.data, message.metadata) for message in own.read("json-1")] == [("{1}", None), ("1.5", "{}")]
+    assert [message.data for message in store.read("json-1")] == [{"wrapped": "{1}"}, {"wrapped": "1.5"}]
+    engine.dispose()
+
+
+def test_what_the_engines_serializer_refuses_names_the_value(messagedb_url: str, store: Store) -> None:
+    def refuse(value: Any) -> str:
+        raise TypeError("no such thing")
+
+    engine = create_engine(messagedb_url, json_serializer=refuse)
+    with pytest.raises(InvalidArgument, match=r"data=\{'a': 1\}: has no JSON form: no such thing"):
+        Store(engine).write("json-1", "T", {"a": 1})
+    engine.dispose()
+
+
+def test_what_the_engines_serializer_makes_of_nan_is_refused_with_our_error(messagedb_url: str, store: Store) -> None:
+    engine = create_engine(messagedb_url, json_serializer=json.dumps)
+    own = Store(engine)
+    with pytest.raises(InvalidArgument, match="json_serializer"):
+        own.write("json-1", "T", {"a": float("nan")})
+    with pytest.raises(InvalidArgument, match="json_serializer"):
+        own.write_batch("json-1", [("T", {}), ("T", {"a": float("nan")})])
+    assert store.read("json-1") == []
+    engine.dispose()
+
+
+def test_nesting_beyond_what_python_can_walk_is_refused(store: Store) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InvalidArgument, match="nested too deeply"):
+        store.write("json-1", "T", deep)

@@ -1,0 +1,167 @@
+"""The package as a whole: its public names, its floors, its SQL files, its types."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+import messagedb_sa
+
+PACKAGE = Path(messagedb_sa.__file__).parent
+MIGRATIONS = resources.files("messagedb_sa.migrations")
+
+# A module imports from floors below its own, or beside it, never from above.
+FLOORS = [
+    {"errors", "stream_name", "arguments", "message", "urls", "schema", "json_text"},
+    {"functions", "revisions", "install", "postgres"},
+    {"operations"},
+    {"store"},
+    {"pytest_plugin"},
+]
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "_postgres_keeper"))
+
+
+def imports_of(module: str) -> set[str]:
+    """The modules of this package that a module imports anywhere, except for type checkers only."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    only_for_types = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
+        for node in ast.walk(branch)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and id(node) not in only_for_types:
+            if node.module == "messagedb_sa":
+                found |= {alias.name for alias in node.names}
+            elif node.module.startswith("messagedb_sa."):
+                found.add(node.module.split(".")[1])
+    return {name if name in MODULES else "store" for name in found}
+
+
+def test_every_module_has_a_floor() -> None:
+    assert sorted(module for floor in FLOORS for module in floor) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_imports_from_a_floor_above_its_own(module: str) -> None:
+    (own,) = (number for number, floor in enumerate(FLOORS) if module in floor)
+    above = set().union(*FLOORS[own + 1 :])
+    assert imports_of(module) & above == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_in_its_first_line_what_it_is_for(module: str) -> None:
+    documentation = ast.get_docstring(ast.parse((PACKAGE / f"{module}.py").read_text()))
+    assert documentation
+    assert documentation.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "name", ["", "errors", "functions", "install", "message", "postgres", "schema", "store", "stream_name"]
+)
+def test_all_names_exactly_the_public_names_in_order(name: str) -> None:
+    module = importlib.import_module(f"messagedb_sa.{name}" if name else "messagedb_sa")
+    # As ruff sorts them: constants, classes, functions.
+    by_kind = sorted(module.__all__, key=lambda each: (not each.isupper(), not each[0].isupper(), each))
+    assert module.__all__ == by_kind
+    for each in module.__all__:
+        assert getattr(module, each) is not None
+    own = {
+        each
+        for each, value in vars(module).items()
+        if not each.startswith("_") and getattr(value, "__module__", None) == module.__name__
+    }
+    assert own - set(module.__all__) <= {"T"}
+
+
+def test_the_package_offers_its_names_to_dir_and_refuses_others() -> None:
+    assert set(messagedb_sa.__all__) <= set(dir(messagedb_sa))
+    with pytest.raises(AttributeError, match="no attribute 'Shop'"):
+        messagedb_sa.Shop  # type: ignore[attr-defined]  # noqa: B018
+    for name in messagedb_sa.__all__:
+        assert getattr(messagedb_sa, name) is not None
+
+
+def test_every_sql_file_is_run_by_exactly_one_revision() -> None:
+    files = sorted(
+        f"{folder.name}/{file.name}" for folder in (MIGRATIONS / "sql").iterdir() for file in folder.iterdir()
+    )
+    run: list[str] = []
+    for revision in (MIGRATIONS / "versions").iterdir():
+        if revision.name.startswith("messagedb_"):
+            for call in ast.walk(ast.parse(revision.read_text())):
+                if isinstance(call, ast.Call) and getattr(call.func, "id", None) == "run":
+                    folder, *names = (
+                        str(argument.value) for argument in call.args if isinstance(argument, ast.Constant)
+                    )
+                    run += [f"{folder}/{name}.sql" for name in names]
+    assert sorted(run) == files
+    assert len(files) > 30
+
+
+def test_every_sql_file_is_one_statement_without_its_semicolon() -> None:
+    for folder in (MIGRATIONS / "sql").iterdir():
+        for file in folder.iterdir():
+            outside_bodies = re.sub(r"\$\$.*\$\$|--[^\n]*", "", file.read_text(), flags=re.DOTALL)
+            assert ";" not in outside_bodies, file.name
+
+
+def test_every_name_in_a_function_body_is_qualified() -> None:
+    called = re.compile(r"(?<![.\w])(category|id|cardinal_id|is_category|hash_64|acquire_lock|stream_version)\(")
+    for file in (MIGRATIONS / "sql" / "0001").iterdir():
+        body = "".join(re.findall(r"\$\$.*\$\$", file.read_text(), flags=re.DOTALL))
+        assert not called.search(body), file.name
+        assert not re.search(r"(FROM|INTO|JOIN) messages\b", body), file.name
+
+
+def test_type_checkers_see_what_users_write(tmp_path: Path) -> None:
+    pytest.importorskip("mypy")
+    (tmp_path / "app.py").write_text(
+        """
+from typing import assert_type
+from uuid import uuid4
+from sqlalchemy import Select, create_engine, select
+from messagedb_sa import NO_STREAM, Message, NewMessage, Store, functions, install, schema, stream_name
+from messagedb_sa.postgres import temporary_server
+
+store = Store(create_engine("postgresql://"))
+assert_type(Store.from_url("postgresql://", pool_size=1), Store)
+assert_type(store.write("a-1", "T", {"n": 1}, expected_version=NO_STREAM, id=uuid4()), int)
+assert_type(store.write_batch("a-1", [("T", {}), ("T", {}, {}), NewMessage("T", {})]), int)
+assert_type(store.read("a-1", select(schema.messages)), list[Message])
+assert_type(store.read_last_message("a-1"), Message | None)
+assert_type(store.stream_version("a-1"), int | None)
+for message in store.iter_category("a"):
+    assert_type(message, Message)
+    assert_type(message.position, int)
+    assert_type(message.cardinal_id, str | None)
+    fields: dict[str, object] = dict(message)
+query: Select[int | None] = select(functions.stream_version("a-1"))
+install.upgrade(store.engine)
+assert_type(install.current(store.engine), str | None)
+assert_type(stream_name.consumer_group_member("a-1", 3), int | None)
+with temporary_server(settings={"fsync": "on"}) as url:
+    assert_type(url, str)
+store.write("a-1", "T", {}, expected_version="1")  # wrong
+store.write_batch("a-1", ["T"])  # wrong
+"""
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--python-version", "3.11", "app.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    wrong = [line for line in done.stdout.splitlines() if "error:" in line]
+    assert [re.sub(r"^app.py:(\d+): error: .*\[(.*)\]$", r"\2", line) for line in wrong] == ["arg-type", "list-item"], (
+        done.stdout
+    )

