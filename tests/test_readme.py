@@ -1,0 +1,193 @@
+"""Every code block of the README is run, in the order of the page."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from markdown_it import MarkdownIt
+from sqlalchemy import Engine, create_engine, func, select, text
+
+from messagedb_sa import Store, install, schema
+
+from .conftest import as_role
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+class Block(NamedTuple):
+    heading: str
+    language: str
+    code: str
+
+
+def read_blocks() -> list[Block]:
+    tokens = MarkdownIt().parse((REPOSITORY / "README.md").read_text("utf-8"))
+    heading, blocks = "", []
+    for token, following in zip(tokens, [*tokens[1:], None], strict=True):
+        if token.type == "heading_open" and following is not None:
+            heading = following.content
+        elif token.type == "fence":
+            blocks.append(Block(heading, token.info, token.content))
+    return blocks
+
+
+BLOCKS = read_blocks()
+
+
+def code(heading: str, language: str) -> list[str]:
+    return [block.code for block in BLOCKS if (block.heading, block.language) == (heading, language)]
+
+
+def commands(heading: str) -> list[str]:
+    return [
+        line.removeprefix("$ ") for block in code(heading, "console") for line in block.splitlines() if line.strip()
+    ]
+
+
+def execute(source: str, names: dict[str, Any]) -> None:
+    exec(compile(source, "README.md", "exec"), names)
+
+
+def shell(command: str, cwd: Path) -> None:
+    scripts = Path(sys.executable).parent
+    environment = {name: value for name, value in os.environ.items() if name != "MESSAGEDB_URL"}
+    environment["PATH"] = f"{scripts}{os.pathsep}{environment['PATH']}"
+    done = subprocess.run(command, shell=True, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_block_stands_under_a_heading_that_a_test_below_runs() -> None:
+    assert {(block.heading, block.language) for block in BLOCKS} == {
+        ("See it run", "console"),
+        ("Quickstart", "console"),
+        ("Quickstart", "python"),
+        ("Quickstart", "text"),
+        ("Into an empty database, from Python", "python"),
+        ("From a host application's alembic.ini", "ini"),
+        ("From a host application's alembic.ini", "console"),
+        ("From a host application's alembic.ini", "python"),
+        ("In a host's own history", "ini"),
+        ("In a host's own history", "console"),
+        ("On a managed host, without a superuser", "sql"),
+        *((heading, "python") for heading in PAGES),
+        ("Testing your application", "python"),
+    }
+
+
+def test_the_two_commands_are_targets_of_the_makefile() -> None:
+    assert commands("See it run") == ["make demo", "make test"]
+    for command in commands("See it run"):
+        # -n: this very test runs inside of make test; CI runs make demo.
+        shell(f"{command} -n", REPOSITORY)
+
+
+def test_the_quickstart_prints_what_the_readme_says(tmp_path: Path) -> None:
+    assert commands("Quickstart") == ['pip install "messagedb-sa[embedded]"']
+    (program,), (printed,) = code("Quickstart", "python"), code("Quickstart", "text")
+    (tmp_path / "quickstart.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "quickstart.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == printed
+
+
+def test_installing_from_python(empty_database: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    (program,) = code("Into an empty database, from Python", "python")
+    url = empty_database.url.render_as_string(hide_password=False)
+    assert "postgresql+psycopg2://localhost/app" in program
+    names: dict[str, Any] = {}
+    execute(program.replace("postgresql+psycopg2://localhost/app", url), names)
+    names["engine"].dispose()
+    assert capsys.readouterr().out.strip() == install.current(empty_database)
+
+
+def test_installing_from_a_hosts_ini(tmp_path: Path, empty_database: Engine) -> None:
+    where = "From a host application's alembic.ini"
+    (section,), (env,) = code(where, "ini"), code(where, "python")
+    write_host(tmp_path, empty_database, f"[alembic]\nscript_location = %(here)s/migrations\n#url\n\n{section}", env)
+    for command in commands(where):
+        shell(command, tmp_path)
+    assert install.current(empty_database) is not None
+    assert "CREATE TABLE IF NOT EXISTS message_store.messages" in (tmp_path / "messagedb.sql").read_text()
+    shell("alembic revision --autogenerate -m nothing", tmp_path)
+    (revision,) = (tmp_path / "migrations" / "versions").glob("*.py")
+    assert "drop" not in revision.read_text()
+
+
+def test_installing_in_a_hosts_own_history(tmp_path: Path, empty_database: Engine) -> None:
+    where = "In a host's own history"
+    (ini,) = code(where, "ini")
+    write_host(tmp_path, empty_database, f"{ini}#url\n", code("From a host application's alembic.ini", "python")[0])
+    for command in commands(where):
+        shell(command, tmp_path)
+    shell("alembic revision --head base --version-path migrations/versions -m first", tmp_path)
+    assert len(list((tmp_path / "migrations" / "versions").glob("*.py"))) == 1
+    assert Store(empty_database).version() == "1.3.0"
+
+
+def write_host(folder: Path, engine: Engine, ini: str, configure: str) -> None:
+    url = engine.url.render_as_string(hide_password=False)
+    (folder / "migrations" / "versions").mkdir(parents=True)
+    (folder / "alembic.ini").write_text(ini.replace("#url", f"sqlalchemy.url = {url.replace('%', '%%')}"))
+    (folder / "migrations" / "script.py.mako").write_text((REPOSITORY / "migrations" / "script.py.mako").read_text())
+    (folder / "migrations" / "env.py").write_text(
+        "from alembic import context\n"
+        "from sqlalchemy import MetaData, create_engine\n"
+        "target_metadata = MetaData()\n"
+        'connection = create_engine(context.config.get_main_option("sqlalchemy.url")).connect()\n'
+        f"{configure}\n"
+        "with context.begin_transaction():\n"
+        "    context.run_migrations()\n"
+    )
+
+
+def test_the_grants_are_all_that_an_applications_role_needs(empty_database: Engine, login: Callable[..., str]) -> None:
+    (grants,) = code("On a managed host, without a superuser", "sql")
+    role = login("messagedb_app")
+    install.upgrade(empty_database, role=False)
+    with empty_database.begin() as connection:
+        connection.execute(text(grants.replace(" app;", f" {role};")))
+    store = Store(as_role(empty_database, role))
+    assert store.write_batch("account-1", [("Opened", {}), ("Closed", {})]) == 1
+    assert len(store.read("account")) == len(store.read("account-1")) == len(store.read("$all")) == 2
+    assert store.stream_identifiers("account") == ["1"]
+    assert store.stream_version("account-1") == 1
+    with store.engine.connect() as connection:
+        for table in schema.metadata.sorted_tables:
+            assert connection.scalar(select(func.count()).select_from(table)) in (1, 2)
+    with empty_database.begin() as connection:
+        connection.execute(text(f"DROP OWNED BY {role}"))
+
+
+PAGES = ("Writing", "Reading", "In your own queries", "Consumer groups", "Errors")
+
+
+def test_the_pages_on_writing_and_reading_run_one_after_the_other(messagedb_url: str, store: Store) -> None:
+    engine = create_engine(messagedb_url)
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE customers (name text, stream text)"))
+    names: dict[str, Any] = {"engine": engine}
+    for heading in PAGES:
+        for program in code(heading, "python"):
+            execute(program, names)
+    assert names["position"] == 0
+    assert names["total"] == 200
+    assert store.stream_identifiers("account")[:2] == ["1", "10"]
+    with engine.begin() as connection:
+        connection.execute(text("DROP TABLE customers"))
+    engine.dispose()
+    names["allowing"].dispose()
+
+
+def test_the_page_on_testing(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MESSAGEDB_TEST_URL", raising=False)
+    a_test, without_pytest = code("Testing your application", "python")
+    pytester.makepyfile(a_test)
+    pytester.runpytest_subprocess().assert_outcomes(passed=1)
+    execute(without_pytest, {})
