@@ -60,7 +60,7 @@ def messagedb_engine(messagedb_url: str) -> Iterator[Engine]:
     """An Engine on the database of ``messagedb_url``."""
     from sqlalchemy import create_engine
 
-    engine = create_engine(messagedb_url, skip_autocommit_rollback=True)
+    engine = create_engine(messagedb_url)
     yield engine
     engine.dispose()
 

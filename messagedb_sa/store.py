@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
-from sqlalchemy import URL, Engine, Executable, create_engine
+from sqlalchemy import URL, Connection, Engine, Executable, create_engine
 from sqlalchemy.exc import DBAPIError
 
 from messagedb_sa import arguments
@@ -18,6 +19,25 @@ from messagedb_sa.urls import with_driver
 __all__ = ["NO_STREAM", "Store"]
 
 T = TypeVar("T")
+
+
+@contextmanager
+def _autocommit(engine: Engine) -> Iterator[Connection]:
+    """A connection for one statement, which is then its own transaction: one round trip, where BEGIN and COMMIT would
+    make it three.
+
+    Set on the driver's connection, since an isolation level of SQLAlchemy's costs psycopg2 a second round trip when
+    it is reset, and none that is set on an engine goes before one that the engine has already.
+    """
+    with engine.connect() as connection:
+        driver = connection.connection.dbapi_connection
+        assert driver is not None
+        before, driver.autocommit = driver.autocommit, True
+        try:
+            yield connection
+        finally:
+            if not connection.invalidated:
+                driver.autocommit = before
 
 
 class Store:
@@ -44,7 +64,7 @@ class Store:
 
         ``engine_options`` are create_engine's. A URL that names no driver means psycopg2.
         """
-        return cls(create_engine(with_driver(url), **{"skip_autocommit_rollback": True, **engine_options}))
+        return cls(create_engine(with_driver(url), **engine_options))
 
     def write(
         self,
@@ -203,9 +223,7 @@ class Store:
 
     def _run(self, operation: Operation[T]) -> T:
         try:
-            with self.engine.connect() as connection:
-                # A call is one statement: autocommit makes it one round trip, not three.
-                connection.execution_options(isolation_level="AUTOCOMMIT")
+            with _autocommit(self.engine) as connection:
                 rows = connection.execute(operation.statement, operation.parameters).fetchall()
         except DBAPIError as error:
             ours = operation.error(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator
 from datetime import timezone
 from typing import Any
@@ -53,7 +54,9 @@ class Account(Base):
 
 
 def rendered(expression: Any) -> str:
-    return " ".join(str(expression.compile(dialect=postgresql.dialect(paramstyle="named"))).split())  # type: ignore[no-untyped-call]
+    """The SQL on one line, without the casts of parameters, which differ between versions of SQLAlchemy."""
+    sql = str(expression.compile(dialect=postgresql.dialect(paramstyle="named")))  # type: ignore[no-untyped-call]
+    return re.sub(r"(:\w+)::[A-Z]+", r"\1", " ".join(sql.split()))
 
 
 @pytest.fixture
@@ -96,28 +99,27 @@ def test_parameters_have_the_names_and_the_order_of_the_database(connection: Con
 def test_optional_arguments_are_rendered_by_name_and_only_when_given() -> None:
     assert rendered(select(functions.get_stream_messages("user-1").messages("m"))) == (
         "SELECT m.id, m.stream_name, m.type, m.position, m.global_position, m.data, m.metadata, m.time "
-        "FROM message_store.get_stream_messages(:stream_name_1::VARCHAR) AS m"
+        "FROM message_store.get_stream_messages(:stream_name_1) AS m"
     )
     assert rendered(functions.get_stream_messages("user-1", position=5, condition="true")) == (
-        "message_store.get_stream_messages(:stream_name_1::VARCHAR, "
-        '"position" => :position_1::BIGINT, "condition" => :condition_1::VARCHAR)'
+        'message_store.get_stream_messages(:stream_name_1, "position" => :position_1, "condition" => :condition_1)'
     )
     assert rendered(
         functions.get_category_messages(
             "user", 1, 10, "account", consumer_group_member=0, consumer_group_size=2, condition="true"
         )
     ) == (
-        'message_store.get_category_messages(:category_1::VARCHAR, "position" => :position_1::BIGINT, '
-        '"batch_size" => :batch_size_1::BIGINT, "correlation" => :correlation_1::VARCHAR, '
-        '"consumer_group_member" => :consumer_group_member_1::BIGINT, '
-        '"consumer_group_size" => :consumer_group_size_1::BIGINT, "condition" => :condition_1::VARCHAR)'
+        'message_store.get_category_messages(:category_1, "position" => :position_1, '
+        '"batch_size" => :batch_size_1, "correlation" => :correlation_1, '
+        '"consumer_group_member" => :consumer_group_member_1, '
+        '"consumer_group_size" => :consumer_group_size_1, "condition" => :condition_1)'
     )
     assert rendered(functions.get_last_stream_message("user-1", "Opened")) == (
-        'message_store.get_last_stream_message(:stream_name_1::VARCHAR, "type" => :type_1::VARCHAR)'
+        'message_store.get_last_stream_message(:stream_name_1, "type" => :type_1)'
     )
     assert rendered(functions.write_message(UUID(int=1), "user-1", "Opened", {}, expected_version=-1)) == (
-        "message_store.write_message(:id_1::VARCHAR, :stream_name_1::VARCHAR, :type_1::VARCHAR, :data_1::JSONB, "
-        '"expected_version" => :expected_version_1::BIGINT)'
+        "message_store.write_message(:id_1, :stream_name_1, :type_1, :data_1, "
+        '"expected_version" => :expected_version_1)'
     )
 
 

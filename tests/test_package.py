@@ -129,7 +129,7 @@ def test_type_checkers_see_what_users_write(tmp_path: Path) -> None:
         """
 from typing import assert_type
 from uuid import uuid4
-from sqlalchemy import Select, create_engine, select
+from sqlalchemy import create_engine, select
 from messagedb_sa import NO_STREAM, Message, NewMessage, Store, functions, install, schema, stream_name
 from messagedb_sa.postgres import temporary_server
 
@@ -145,7 +145,8 @@ for message in store.iter_category("a"):
     assert_type(message.position, int)
     assert_type(message.cardinal_id, str | None)
     fields: dict[str, object] = dict(message)
-query: Select[int | None] = select(functions.stream_version("a-1"))
+with store.engine.connect() as connection:
+    assert_type(connection.scalar(select(functions.stream_version("a-1"))), int | None)
 install.upgrade(store.engine)
 assert_type(install.current(store.engine), str | None)
 assert_type(stream_name.consumer_group_member("a-1", 3), int | None)
