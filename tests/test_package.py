@@ -146,7 +146,7 @@ for message in store.iter_category("a"):
     assert_type(message.cardinal_id, str | None)
     fields: dict[str, object] = dict(message)
 with store.engine.connect() as connection:
-    assert_type(connection.scalar(select(functions.stream_version("a-1"))), int | None)
+    assert_type(connection.scalars(select(functions.stream_version("a-1"))).one(), int | None)
 install.upgrade(store.engine)
 assert_type(install.current(store.engine), str | None)
 assert_type(stream_name.consumer_group_member("a-1", 3), int | None)
