@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Engine, MetaData, NullPool, create_engine, inspect, text
 
@@ -142,6 +144,21 @@ def test_a_downgrade_with_messages_fails_with_their_number_until_it_is_said_to_d
     assert Store(empty_database).stream_version("account-1") == 0
     alembic(*at, "-x", "discard_messages=yes", "downgrade", "base", cwd=REPOSITORY)
     assert not inspect(empty_database).has_schema("message_store")
+
+
+def test_a_connection_that_the_caller_passes_in_stays_the_callers(empty_database: Engine) -> None:
+    config = Config()
+    config.set_main_option("script_location", "messagedb_sa:migrations")
+    with empty_database.connect() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        assert install.current(connection) == HEAD
+        connection.rollback()
+    assert install.current(empty_database) is None
+    with empty_database.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    assert install.current(empty_database) == HEAD
 
 
 # ---- as SQL

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, inspect, text
+from sqlalchemy import Engine, NullPool, create_engine, inspect, text
 
 from messagedb_sa import InvalidArgument, Store, install
 from messagedb_sa.install import MigrationRefused
@@ -166,16 +167,25 @@ def test_the_role_can_be_left_out_on_purpose(
     assert caplog.records == []
 
 
+@contextmanager
+def database_owned_by(owner: str, server_url: str) -> Iterator[Engine]:
+    """An engine for the owner of a database, who is no superuser."""
+    with temporary_database(server_url) as url:
+        admin = create_engine(url, poolclass=NullPool)
+        with admin.begin() as connection:
+            connection.execute(text(f"ALTER DATABASE {admin.url.database} OWNER TO {owner}"))
+            connection.execute(text(f"GRANT CREATE, USAGE ON SCHEMA public TO {owner}"))
+        yield as_role(admin, owner)
+        with admin.begin() as connection:
+            connection.execute(text(f"ALTER DATABASE {admin.url.database} OWNER TO current_user"))
+            connection.execute(text(f"DROP OWNED BY {owner}"))
+
+
 def test_who_may_not_create_roles_gets_all_but_the_role_and_a_warning(
     messagedb_server_url: str, without_role: None, login: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
     owner = login("messagedb_owner")
-    with temporary_database(messagedb_server_url) as url:
-        admin = create_engine(url)
-        with admin.begin() as connection:
-            connection.execute(text(f"ALTER DATABASE {admin.url.database} OWNER TO {owner}"))
-            connection.execute(text(f"GRANT CREATE, USAGE ON SCHEMA public TO {owner}"))
-        engine = as_role(admin, owner)
+    with database_owned_by(owner, messagedb_server_url) as engine:
         with caplog.at_level(logging.WARNING):
             install.upgrade(engine)
         assert not role_exists(engine)
@@ -188,32 +198,18 @@ def test_who_may_not_create_roles_gets_all_but_the_role_and_a_warning(
             install.downgrade(engine)
         install.downgrade(engine, discard_messages=True)
         assert not inspect(engine).has_schema("message_store")
-        engine.dispose()
-        with admin.begin() as connection:
-            connection.execute(text(f"ALTER DATABASE {admin.url.database} OWNER TO current_user"))
-            connection.execute(text(f"DROP OWNED BY {owner}"))
-        admin.dispose()
 
 
 def test_who_may_create_roles_needs_to_be_no_superuser(
     messagedb_server_url: str, without_role: None, login: Callable[..., str]
 ) -> None:
     owner = login("messagedb_creator", "CREATEROLE")
-    with temporary_database(messagedb_server_url) as url:
-        admin = create_engine(url)
-        with admin.begin() as connection:
-            connection.execute(text(f"ALTER DATABASE {admin.url.database} OWNER TO {owner}"))
-            connection.execute(text(f"GRANT CREATE, USAGE ON SCHEMA public TO {owner}"))
-        engine = as_role(admin, owner)
+    with database_owned_by(owner, messagedb_server_url) as engine:
         install.upgrade(engine)
         assert role_exists(engine)
         assert Store(as_role(engine, "message_store")).write("account-1", "Opened", {}) == 0
         install.downgrade(engine, discard_messages=True)
         assert not role_exists(engine)
-        with admin.begin() as connection:
-            connection.execute(text(f"ALTER DATABASE {admin.url.database} OWNER TO current_user"))
-            connection.execute(text(f"DROP OWNED BY {owner}"))
-        admin.dispose()
 
 
 def test_a_schema_made_beforehand_is_enough_without_create_on_the_database(
