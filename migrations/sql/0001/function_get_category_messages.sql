@@ -11,16 +11,18 @@ RETURNS SETOF message_store.message
 LANGUAGE plpgsql
 AS $$
 DECLARE
-  query text :=
+  query pg_catalog.text :=
     'SELECT id::varchar, stream_name::varchar, type::varchar, "position", global_position,'
     ' data::varchar, metadata::varchar, "time"'
     ' FROM message_store.messages'
-    ' WHERE message_store.category(stream_name) = $1 AND global_position >= $2';
+    ' WHERE message_store.category(stream_name) OPERATOR(pg_catalog.=) $1'
+    ' AND global_position OPERATOR(pg_catalog.>=) $2';
   first_position bigint := COALESCE(get_category_messages."position", 1);
   row_limit bigint := COALESCE(get_category_messages.batch_size, 1000);
   member bigint := get_category_messages.consumer_group_member;
   size bigint := get_category_messages.consumer_group_size;
-  flaw text;
+  flaw pg_catalog.text;
+  setting pg_catalog.text;
 BEGIN
   IF NOT message_store.is_category(get_category_messages.category) THEN
     RAISE EXCEPTION 'Must be a category: %', get_category_messages.category;
@@ -30,36 +32,36 @@ BEGIN
     IF NOT message_store.is_category(get_category_messages.correlation) THEN
       RAISE EXCEPTION 'Correlation must be a category (Correlation: %)', get_category_messages.correlation;
     END IF;
-    query := query || ' AND message_store.category(metadata->>''correlationStreamName'') = $4';
+    query := pg_catalog.concat(query, ' AND message_store.category(metadata OPERATOR(pg_catalog.->>) ''correlationStreamName'') OPERATOR(pg_catalog.=) $4');
   END IF;
 
   IF member IS NOT NULL OR size IS NOT NULL THEN
     flaw := CASE
       WHEN member IS NULL OR size IS NULL THEN 'Consumer group member and size must be specified'
-      WHEN size < 1 THEN 'Consumer group size must not be less than 1'
-      WHEN member < 0 THEN 'Consumer group member must not be less than 0'
-      WHEN member >= size THEN 'Consumer group member must be less than the group size'
+      WHEN size OPERATOR(pg_catalog.<) 1 THEN 'Consumer group size must not be less than 1'
+      WHEN member OPERATOR(pg_catalog.<) 0 THEN 'Consumer group member must not be less than 0'
+      WHEN member OPERATOR(pg_catalog.>=) size THEN 'Consumer group member must be less than the group size'
     END;
     IF flaw IS NOT NULL THEN
       RAISE EXCEPTION '% (Consumer Group Member: %, Consumer Group Size: %)', flaw, member, size;
     END IF;
-    query := query || ' AND pg_catalog.mod(@message_store.hash_64(message_store.cardinal_id(stream_name)), $6) = $5';
+    query := pg_catalog.concat(query, ' AND pg_catalog.mod(OPERATOR(pg_catalog.@) message_store.hash_64(message_store.cardinal_id(stream_name)), $6) OPERATOR(pg_catalog.=) $5');
   END IF;
 
   IF get_category_messages.condition IS NOT NULL THEN
     -- A setting that was set in a transaction which is over reads as ''.
-    IF COALESCE(pg_catalog.current_setting('message_store.sql_condition', true), '') IN ('', 'off') THEN
+    setting := COALESCE(pg_catalog.current_setting('message_store.sql_condition', true), '');
+    IF setting OPERATOR(pg_catalog.=) '' OR setting OPERATOR(pg_catalog.=) 'off' THEN
       RAISE EXCEPTION 'Retrieval with SQL condition is not activated';
     END IF;
-    query := query || ' AND (' || get_category_messages.condition || ')';
+    query := pg_catalog.concat(query, ' AND (', get_category_messages.condition, ')');
   END IF;
 
-  query := query || ' ORDER BY global_position LIMIT $3';
+  query := pg_catalog.concat(query, ' ORDER BY global_position LIMIT $3');
 
-  IF 'on' IN (
-    pg_catalog.current_setting('message_store.debug', true),
-    pg_catalog.current_setting('message_store.debug_get', true)
-  ) THEN
+  IF pg_catalog.current_setting('message_store.debug', true) OPERATOR(pg_catalog.=) 'on'
+    OR pg_catalog.current_setting('message_store.debug_get', true) OPERATOR(pg_catalog.=) 'on'
+  THEN
     RAISE NOTICE 'get_category_messages(category => %, position => %, batch_size => %, correlation => %, consumer_group_member => %, consumer_group_size => %, condition => %): %',
       get_category_messages.category, first_position, row_limit, get_category_messages.correlation, member, size,
       get_category_messages.condition, query;
@@ -69,7 +71,7 @@ BEGIN
     USING
       get_category_messages.category,
       first_position,
-      NULLIF(row_limit, -1),
+      CASE WHEN row_limit OPERATOR(pg_catalog.<>) -1 THEN row_limit END,
       get_category_messages.correlation,
       member,
       size::smallint::bigint;

@@ -8,13 +8,14 @@ RETURNS SETOF message_store.message
 LANGUAGE plpgsql
 AS $$
 DECLARE
-  query text :=
+  query pg_catalog.text :=
     'SELECT id::varchar, stream_name::varchar, type::varchar, "position", global_position,'
     ' data::varchar, metadata::varchar, "time"'
     ' FROM message_store.messages'
-    ' WHERE stream_name = $1 AND "position" >= $2';
+    ' WHERE stream_name OPERATOR(pg_catalog.=) $1 AND "position" OPERATOR(pg_catalog.>=) $2';
   first_position bigint := COALESCE(get_stream_messages."position", 0);
   row_limit bigint := COALESCE(get_stream_messages.batch_size, 1000);
+  setting pg_catalog.text;
 BEGIN
   IF message_store.is_category(get_stream_messages.stream_name) THEN
     RAISE EXCEPTION 'Must be a stream name: %', get_stream_messages.stream_name;
@@ -22,23 +23,23 @@ BEGIN
 
   IF get_stream_messages.condition IS NOT NULL THEN
     -- A setting that was set in a transaction which is over reads as ''.
-    IF COALESCE(pg_catalog.current_setting('message_store.sql_condition', true), '') IN ('', 'off') THEN
+    setting := COALESCE(pg_catalog.current_setting('message_store.sql_condition', true), '');
+    IF setting OPERATOR(pg_catalog.=) '' OR setting OPERATOR(pg_catalog.=) 'off' THEN
       RAISE EXCEPTION 'Retrieval with SQL condition is not activated';
     END IF;
-    query := query || ' AND (' || get_stream_messages.condition || ')';
+    query := pg_catalog.concat(query, ' AND (', get_stream_messages.condition, ')');
   END IF;
 
-  query := query || ' ORDER BY "position" LIMIT $3';
+  query := pg_catalog.concat(query, ' ORDER BY "position" LIMIT $3');
 
-  IF 'on' IN (
-    pg_catalog.current_setting('message_store.debug', true),
-    pg_catalog.current_setting('message_store.debug_get', true)
-  ) THEN
+  IF pg_catalog.current_setting('message_store.debug', true) OPERATOR(pg_catalog.=) 'on'
+    OR pg_catalog.current_setting('message_store.debug_get', true) OPERATOR(pg_catalog.=) 'on'
+  THEN
     RAISE NOTICE 'get_stream_messages(stream_name => %, position => %, batch_size => %, condition => %): %',
       get_stream_messages.stream_name, first_position, row_limit, get_stream_messages.condition, query;
   END IF;
 
   RETURN QUERY EXECUTE query
-    USING get_stream_messages.stream_name, first_position, NULLIF(row_limit, -1);
+    USING get_stream_messages.stream_name, first_position, CASE WHEN row_limit OPERATOR(pg_catalog.<>) -1 THEN row_limit END;
 END
 $$

@@ -6,7 +6,7 @@ BEGIN
   RETURN (
     SELECT pg_catalog.max(m."position")
     FROM message_store.messages AS m
-    WHERE m.stream_name = stream_version.stream_name
+    WHERE m.stream_name OPERATOR(pg_catalog.=) stream_version.stream_name
   );
 END
 $$

@@ -18,16 +18,16 @@ BEGIN
 
   current_version := COALESCE(message_store.stream_version(write_message.stream_name), -1);
 
-  IF write_message.expected_version <> current_version THEN
+  IF write_message.expected_version OPERATOR(pg_catalog.<>) current_version THEN
     RAISE EXCEPTION 'Wrong expected version: % (Stream: %, Stream Version: %)',
       write_message.expected_version, write_message.stream_name, current_version;
   END IF;
 
-  next_position := current_version + 1;
+  next_position := current_version OPERATOR(pg_catalog.+) 1;
 
   INSERT INTO message_store.messages (id, stream_name, "position", type, data, metadata)
   VALUES (
-    write_message.id::uuid,
+    write_message.id::pg_catalog.uuid,
     write_message.stream_name,
     next_position,
     write_message.type,
@@ -35,10 +35,9 @@ BEGIN
     write_message.metadata
   );
 
-  IF 'on' IN (
-    pg_catalog.current_setting('message_store.debug', true),
-    pg_catalog.current_setting('message_store.debug_write', true)
-  ) THEN
+  IF pg_catalog.current_setting('message_store.debug', true) OPERATOR(pg_catalog.=) 'on'
+    OR pg_catalog.current_setting('message_store.debug_write', true) OPERATOR(pg_catalog.=) 'on'
+  THEN
     RAISE NOTICE 'write_message(id => %, stream_name => %, type => %, data => %, metadata => %, expected_version => %): position %',
       write_message.id, write_message.stream_name, write_message.type, write_message.data, write_message.metadata,
       write_message.expected_version, next_position;
