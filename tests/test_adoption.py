@@ -18,21 +18,34 @@ from messagedb_sa import Store, install
 from .test_alembic import catalog
 
 
-@pytest.fixture(params=["1.1.6", "1.2.3", "1.2.6", "1.3.1"])
-def upstream(request: pytest.FixtureRequest) -> Path:
-    """The folder of a release's SQL files."""
-    release: str = request.param
+RELEASES = ["1.1.6", "1.2.3", "1.2.6", "1.3.1"]
+
+
+@pytest.fixture(scope="session")
+def releases(request: pytest.FixtureRequest) -> Path:
+    """A folder with the SQL files of each release, fetched once."""
+    folder = request.config.cache.mkdir("message-db")
+    if all((folder / "node_modules" / release).exists() for release in RELEASES):
+        return folder / "node_modules"
     npm = shutil.which("npm")
-    folder = request.config.cache.mkdir("message-db") / release
-    package = folder / "node_modules" / "@eventide" / "message-db"
-    if not package.exists():
-        if npm is None:
-            pytest.skip("npm is not installed")
-        asked = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder)]
-        done = subprocess.run([*asked, f"@eventide/message-db@{release}"], capture_output=True, text=True)
-        if done.returncode != 0:
-            pytest.skip(f"npm does not reach a registry: {done.stderr.strip().splitlines()[-1:]}")
-    return package / "database"
+    if npm is None:
+        pytest.skip("npm is not installed")
+    aliases = [f"{release}@npm:@eventide/message-db@{release}" for release in RELEASES]
+    patience = ["--fetch-retries=0", "--fetch-timeout=20000"]
+    done = subprocess.run(
+        [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", *patience, "--prefix", str(folder), *aliases],
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        pytest.skip(f"npm does not reach its registry: {done.stderr.strip()}")
+    return folder / "node_modules"
+
+
+@pytest.fixture(params=RELEASES)
+def upstream(request: pytest.FixtureRequest, releases: Path) -> Path:
+    """The folder of a release's SQL files."""
+    return releases / str(request.param) / "database"
 
 
 def install_as_upstream_does(engine: Engine, database: Path) -> None:
