@@ -17,7 +17,6 @@ from messagedb_sa import Store, install
 
 from .test_alembic import catalog
 
-
 RELEASES = ["1.1.6", "1.2.3", "1.2.6", "1.3.1"]
 
 
