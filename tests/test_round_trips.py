@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -38,11 +39,13 @@ class Wire:
                 threading.Thread(target=self._pass_on, args=(source, target, noted), daemon=True).start()
 
     def _pass_on(self, source: socket.socket, target: socket.socket, noted: list[bytes] | None) -> None:
-        with source, target:
+        # The other direction's thread may be the first to see that one side has gone.
+        with source, suppress(OSError):
             while data := source.recv(1 << 20):
                 if noted is not None:
                     noted.append(data)
                 target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
         self._listener.close()
