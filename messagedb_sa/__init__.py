@@ -11,7 +11,7 @@ if TYPE_CHECKING:
         StoreNotInstalled,
         WrongExpectedVersion,
     )
-    from messagedb_sa.message import Message, NewMessage
+    from messagedb_sa.message import Message, NewMessage, StreamWrite
     from messagedb_sa.store import NO_STREAM, Store
 else:
     # Lazy: pytest imports this package at every start, for the plugin in it, and that must not cost SQLAlchemy.
@@ -27,6 +27,7 @@ else:
         "NewMessage": "message",
         "Store": "store",
         "StoreNotInstalled": "errors",
+        "StreamWrite": "message",
         "WrongExpectedVersion": "errors",
     }
 
@@ -49,5 +50,6 @@ __all__ = [
     "NewMessage",
     "Store",
     "StoreNotInstalled",
+    "StreamWrite",
     "WrongExpectedVersion",
 ]

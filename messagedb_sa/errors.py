@@ -43,17 +43,20 @@ class InvalidArgument(MessageDBError, ValueError):
 class WrongExpectedVersion(MessageDBError):
     """The stream was not at the version that the writer expected; nothing was written.
 
-    Versions are the position of a stream's last message, -1 for a stream without messages.
+    Versions are the position of a stream's last message, -1 for a stream without messages. ``actual_version`` is None
+    where the transaction's snapshot is too old to see it: the caller's own transaction, under REPEATABLE READ or
+    SERIALIZABLE.
     """
 
-    def __init__(self, stream_name: str, expected_version: int, actual_version: int) -> None:
+    def __init__(self, stream_name: str, expected_version: int, actual_version: int | None) -> None:
         super().__init__(stream_name, expected_version, actual_version)
         self.stream_name = stream_name
         self.expected_version = expected_version
         self.actual_version = actual_version
 
     def __str__(self) -> str:
-        return f"stream {self.stream_name!r} is at version {self.actual_version}, expected {self.expected_version}"
+        actual = "another version" if self.actual_version is None else f"version {self.actual_version}"
+        return f"stream {self.stream_name!r} is at {actual}, expected {self.expected_version}"
 
 
 class DuplicateMessageId(MessageDBError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 from uuid import UUID
 
 from messagedb_sa import stream_name as names
 
-__all__ = ["Message", "NewMessage"]
+__all__ = ["Message", "NewMessage", "StreamWrite"]
 
 
 class Message(NamedTuple):
@@ -65,3 +66,18 @@ class NewMessage(NamedTuple):
     data: Any
     metadata: Any = None
     id: UUID | str | None = None
+
+
+MessageInput: TypeAlias = "NewMessage | tuple[str, Any] | tuple[str, Any, Any]"
+
+
+class StreamWrite(NamedTuple):
+    """Messages to be written to one of several streams.
+
+    ``expected_version`` is the position that the stream's last message must have, -1 if the stream must not exist
+    yet, None for no check.
+    """
+
+    stream_name: str
+    messages: Iterable[MessageInput]
+    expected_version: int | None = None

@@ -8,29 +8,40 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timezone
+from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
+from typing import cast as cast_type
 from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
+    CTE,
     BigInteger,
+    ColumnElement,
     Dialect,
     Executable,
+    Select,
     String,
+    TableValuedAlias,
     Text,
     TextClause,
     bindparam,
     case,
     cast,
     column,
+    exists,
     func,
+    literal_column,
+    null,
     select,
     text,
+    union_all,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.types import TypeEngine
 
 from messagedb_sa import arguments, functions
 from messagedb_sa import stream_name as names
@@ -43,7 +54,7 @@ from messagedb_sa.errors import (
     WrongExpectedVersion,
 )
 from messagedb_sa.json_text import JSONCodec
-from messagedb_sa.message import Message, NewMessage
+from messagedb_sa.message import Message, MessageInput, NewMessage, StreamWrite
 from messagedb_sa.schema import message_columns, messages
 
 NO_STREAM = -1
@@ -52,7 +63,10 @@ NO_STREAM = -1
 ALL = "$all"
 
 T = TypeVar("T")
-MessageInput: TypeAlias = "NewMessage | tuple[str, Any] | tuple[str, Any, Any]"
+Batch: TypeAlias = "dict[str, list[Any]]"
+StreamWriteInput: TypeAlias = (
+    "StreamWrite | tuple[str, Iterable[MessageInput]] | tuple[str, Iterable[MessageInput], int | None]"
+)
 
 # No such schema, function or table.
 _NOT_INSTALLED = frozenset({"3F000", "42883", "42P01"})
@@ -61,11 +75,15 @@ _BAD_JSON = frozenset({"22P02", "22P05"})
 
 @dataclass(frozen=True)
 class Operation(Generic[T]):
-    """A call: ``statement`` is executed with ``parameters``, and ``result`` makes of its rows what is returned."""
+    """A call: ``statement`` is executed with ``parameters``, and ``result`` makes of its rows what is returned.
+
+    ``expected``: the streams that it writes to, with the versions expected of them.
+    """
 
     statement: Executable
     parameters: Mapping[str, Any]
     result: Callable[[Sequence[Any]], T]
+    expected: Mapping[str, int | None] = field(default_factory=dict)
     own_sql: bool = False
 
     def error(self, error: DBAPIError) -> MessageDBError | None:
@@ -75,9 +93,10 @@ class Operation(Generic[T]):
         message = getattr(diagnostics, "message_primary", None) or str(error.orig)
         if state == "P0001" and message.startswith("Wrong expected version: "):
             actual_version = int(message.rpartition("Stream Version: ")[2].rstrip(")"))
-            return WrongExpectedVersion(
-                self.parameters["stream_name"], self.parameters["expected_version"], actual_version
-            )
+            ((stream_name, expected_version),) = self.expected.items()
+            return WrongExpectedVersion(stream_name, cast_type(int, expected_version), actual_version)
+        if lost_race := self._lost_race(state, diagnostics):
+            return lost_race
         if state == "P0001" and message == "Retrieval with SQL condition is not activated":
             return ConditionNotActivated()
         if state == "23505" and getattr(diagnostics, "constraint_name", None) == "messages_id":
@@ -92,6 +111,18 @@ class Operation(Generic[T]):
                 "data", self.parameters["data"], f"the engine's json_serializer made this: {message}"
             )
         return None
+
+    def _lost_race(self, state: str | None, diagnostics: Any) -> WrongExpectedVersion | None:
+        """What it means that a writer with an expected version came too late, in a transaction with an older snapshot:
+        under REPEATABLE READ the position is taken, under SERIALIZABLE the transactions can't be put in an order."""
+        checked = {name: version for name, version in self.expected.items() if version is not None}
+        name = next(iter(checked)) if len(checked) == 1 else None
+        if state == "23505" and getattr(diagnostics, "constraint_name", None) == "messages_stream":
+            found = re.search(r'"position"\)=\((.*), \d+\)', getattr(diagnostics, "message_detail", None) or "")
+            name = found[1] if found else name
+        elif state != "40001":
+            return None
+        return WrongExpectedVersion(name, checked[name], None) if name in checked else None
 
 
 @dataclass(frozen=True)
@@ -108,10 +139,15 @@ class Page(Operation[list[Message]]):
 
 
 class Operations:
-    """The operations of a store whose engine has this dialect. Arguments are checked here, as Store documents them."""
+    """The operations of a store whose engine has this dialect. Arguments are checked here, as Store documents them.
 
-    def __init__(self, dialect: Dialect) -> None:
+    ``joined``: they run in a transaction of the caller's, which a wrong expected version must leave usable. PostgreSQL
+    gives a transaction up at an error, so there the version is compared in the statement and comes back as a row.
+    """
+
+    def __init__(self, dialect: Dialect, *, joined: bool) -> None:
         self._codec = JSONCodec(dialect)
+        self._joined = joined
 
     def write(
         self,
@@ -122,42 +158,74 @@ class Operations:
         expected_version: int | None,
         id: UUID | str | None,
     ) -> Operation[int]:
+        name, version = arguments.text("stream_name", stream_name), _expected(expected_version)
         parameters = {
             "id": arguments.message_id("id", id),
-            "stream_name": arguments.text("stream_name", stream_name),
+            "stream_name": name,
             "type": arguments.text("message_type", message_type),
             "data": self._codec.encode("data", data),
             "metadata": self._codec.encode("metadata", metadata),
-            "expected_version": _expected(expected_version),
+            "expected_version": version,
         }
-        return Operation(_WRITE, parameters, _scalar)
+        if self._joined and version is not None:
+            as_expected = partial(_position_if_as_expected, name, version)
+            return Operation(_WRITE_IF_AS_EXPECTED, parameters, as_expected, {name: version})
+        return Operation(_WRITE, parameters, _scalar, {name: version})
 
     def write_batch(
         self, stream_name: str, messages: Iterable[MessageInput], expected_version: int | None
     ) -> Operation[int]:
-        if not isinstance(messages, Iterable):
-            raise InvalidArgument("messages", messages, "is no list of messages")
-        ids, types, data, metadata = [], [], [], []
-        for number, item in enumerate(messages):
-            at = f"messages[{number}]"
+        name, version = arguments.text("stream_name", stream_name), _expected(expected_version)
+        batch = self._batch("messages", messages)
+        if self._joined and version is not None:
+            several = self._several([(name, batch, version)])
+            return replace(several, result=lambda rows: several.result(rows)[name])  # type: ignore[arg-type, return-value]
+        parameters = {"stream_name": name, **batch, "expected_version": version}
+        return Operation(_WRITE_BATCH, parameters, _scalar, {name: version})
+
+    def write_streams(self, writes: Iterable[StreamWriteInput]) -> Operation[dict[str, int]]:
+        checked: dict[str, tuple[str, Batch, int | None]] = {}
+        for number, item in enumerate(_iterable("writes", writes)):
+            at = f"writes[{number}]"
+            if not (isinstance(item, (tuple, list)) and len(item) in (2, 3)):
+                raise InvalidArgument(at, item, "is no StreamWrite, (stream_name, messages) or one with a version")
+            write = StreamWrite(*item)
+            name = arguments.text(f"{at}.stream_name", write.stream_name)
+            if name in checked:
+                raise InvalidArgument(f"{at}.stream_name", name, "is a stream of this call already")
+            batch = self._batch(f"{at}.messages", write.messages)
+            checked[name] = (name, batch, _expected(write.expected_version, f"{at}.expected_version"))
+        if not checked:
+            raise InvalidArgument("writes", writes, "is empty: there is at least one stream to write to")
+        # Whoever writes to several categories takes their locks in this order, so that nobody waits in a circle.
+        return self._several(sorted(checked.values(), key=lambda write: names.hash_64(names.category(write[0]))))
+
+    def _several(self, writes: Sequence[tuple[str, Batch, int | None]]) -> Operation[dict[str, int]]:
+        """Writes to several streams, whose locks are taken in this order, if all are as expected."""
+        expected = {name: version for name, _, version in writes}
+        parameters = {
+            "streams": list(expected),
+            "expected_versions": list(expected.values()),
+            "stream_of": [name for name, batch, _ in writes for _ in batch["ids"]],
+            **{key: [value for _, batch, _ in writes for value in batch[key]] for key in _BATCH},
+        }
+        return Operation(_WRITE_STREAMS, parameters, partial(_positions_if_as_expected, expected), expected)
+
+    def _batch(self, argument: str, messages: Iterable[MessageInput]) -> Batch:
+        """The messages as arrays, by the names in ``_BATCH``."""
+        batch: Batch = {key: [] for key in _BATCH}
+        for number, item in enumerate(_iterable(argument, messages)):
+            at = f"{argument}[{number}]"
             if not (isinstance(item, NewMessage) or (isinstance(item, (tuple, list)) and len(item) in (2, 3))):
                 raise InvalidArgument(at, item, "is no NewMessage, (type, data) or (type, data, metadata)")
             message = NewMessage(*item)
-            ids.append(arguments.message_id(f"{at}.id", message.id))
-            types.append(arguments.text(f"{at}.type", message.type))
-            data.append(self._codec.encode(f"{at}.data", message.data))
-            metadata.append(self._codec.encode(f"{at}.metadata", message.metadata))
-        if not ids:
-            raise InvalidArgument("messages", messages, "is empty: a batch has at least one message")
-        parameters = {
-            "stream_name": arguments.text("stream_name", stream_name),
-            "ids": ids,
-            "types": types,
-            "data": data,
-            "metadata": metadata,
-            "expected_version": _expected(expected_version),
-        }
-        return Operation(_WRITE_BATCH, parameters, _scalar)
+            batch["ids"].append(arguments.message_id(f"{at}.id", message.id))
+            batch["types"].append(arguments.text(f"{at}.type", message.type))
+            batch["data"].append(self._codec.encode(f"{at}.data", message.data))
+            batch["metadata"].append(self._codec.encode(f"{at}.metadata", message.metadata))
+        if not batch["ids"]:
+            raise InvalidArgument(argument, messages, "is empty: a batch has at least one message")
+        return batch
 
     def read(
         self,
@@ -278,6 +346,26 @@ def _scalar(rows: Sequence[Any]) -> Any:
     return rows[0][0]
 
 
+def _position_if_as_expected(stream_name: str, expected_version: int, rows: Sequence[Any]) -> int:
+    position, actual_version = rows[0]
+    if position is None:
+        raise WrongExpectedVersion(stream_name, expected_version, actual_version)
+    return int(position)
+
+
+def _positions_if_as_expected(expected: Mapping[str, int | None], rows: Sequence[Any]) -> dict[str, int]:
+    for stream_name, position, actual_version in rows:
+        if position is None:
+            raise WrongExpectedVersion(stream_name, cast_type(int, expected[stream_name]), actual_version)
+    return {stream_name: position for stream_name, position, _ in rows}
+
+
+def _iterable(argument: str, value: Iterable[T]) -> Iterable[T]:
+    if not isinstance(value, Iterable):
+        raise InvalidArgument(argument, value, "is no list")
+    return value
+
+
 def _from(position: int, no_of_messages: int) -> dict[str, int]:
     return {
         "position": arguments.integer("position", position),
@@ -285,8 +373,8 @@ def _from(position: int, no_of_messages: int) -> dict[str, int]:
     }
 
 
-def _expected(version: int | None) -> int | None:
-    return None if version is None else arguments.integer("expected_version", version, minimum=NO_STREAM)
+def _expected(version: int | None, argument: str = "expected_version") -> int | None:
+    return None if version is None else arguments.integer(argument, version, minimum=NO_STREAM)
 
 
 def _optional(argument: str, value: str | None) -> str | None:
@@ -325,6 +413,7 @@ def _with_named_binds(sql: str) -> str:
     return re.sub(r"%\((?P<name>\w+)\)s|%%|:", replaced, sql.rstrip().rstrip(";")) + "\n"
 
 
+_BATCH = ("ids", "types", "data", "metadata")
 _OWN_SQL_PARAMETERS = ("stream_name", "position", "batch_size", "consumer_group_member", "consumer_group_size")
 _RAW = message_columns(decoded=False)
 
@@ -341,45 +430,88 @@ def _json(name: str) -> Any:
     return cast(bindparam(name, type_=Text()), JSONB)
 
 
-def _build_write_batch() -> Executable:
-    new = (
-        func.unnest(*(bindparam(name, type_=ARRAY(Text())) for name in ("ids", "types", "data", "metadata")))
+def _unnested(name: str, **arrays: TypeEngine[Any]) -> TableValuedAlias:
+    """The arrays bound to these parameters, side by side as columns of the same names, and each row's ``number``."""
+    return (
+        func.unnest(*(bindparam(parameter, type_=ARRAY(type_)) for parameter, type_ in arrays.items()))
         .table_valued(
-            column("id", Text), column("type", Text), column("data", Text), column("metadata", Text),
-            with_ordinality="number", name="new",
+            *(column(parameter, type_) for parameter, type_ in arrays.items()), with_ordinality="number", name=name
         )
         .render_derived()
+    )
+
+
+def _write_message(expected_version: Any = None) -> ColumnElement[int]:
+    return functions.write_message(
+        _text("id"), _text("stream_name"), _text("type"), _json("data"), _json("metadata"), expected_version
+    )
+
+
+def _write_if_as_expected() -> Executable:
+    # OFFSET 0 keeps the steps apart. The functions are volatile: the version is read with a snapshot newer than the
+    # lock, within one statement.
+    locked = select(functions.acquire_lock(_text("stream_name"))).offset(literal_column("0")).subquery("locked")
+    current = (
+        select(func.coalesce(functions.stream_version(_text("stream_name")), NO_STREAM).label("version"))
+        .select_from(locked)
+        .offset(literal_column("0"))
+        .subquery("current")
+    )
+    as_expected = current.c.version == cast(_number("expected_version"), BigInteger)
+    return select(case((as_expected, _write_message())), current.c.version)
+
+
+def _write_streams() -> Executable:
+    # Materialized, and each step asks for the one before it: all locks are held and all versions compared before the
+    # first message is written.
+    wanted = _unnested("wanted", streams=Text(), expected_versions=BigInteger())
+    locked = _step(
+        "locked",
+        select(wanted.c.streams, wanted.c.expected_versions, functions.acquire_lock(wanted.c.streams).label("key"))
+        .order_by(wanted.c.number),
     )  # fmt: skip
-    # The first write takes the category's lock and checks the version; the others then need no check.
+    version = func.coalesce(functions.stream_version(locked.c.streams), NO_STREAM)
+    found = _step("found", select(locked.c.streams, locked.c.expected_versions, version.label("version")))
+    conflict = _step("conflict", select(found).where(found.c.expected_versions != found.c.version).limit(1))
+    new = _unnested("new", stream_of=Text(), ids=Text(), types=Text(), data=Text(), metadata=Text())
+    written = _step(
+        "written",
+        select(new.c.stream_of, _write_new(new, new.c.stream_of).label("position"))
+        .where(~exists(select(conflict)))
+        .order_by(new.c.number),
+    )
+    return union_all(
+        select(written.c.stream_of, func.max(written.c.position), null()).group_by(written.c.stream_of),
+        select(conflict.c.streams, null(), conflict.c.version),
+    )
+
+
+def _step(name: str, query: Select[Any]) -> CTE:
+    return query.cte(name).prefix_with("MATERIALIZED")
+
+
+def _write_new(new: TableValuedAlias, stream_name: Any, expected_version: Any = None) -> ColumnElement[int]:
+    data, metadata = (cast(new.c[name], JSONB) for name in ("data", "metadata"))
+    return functions.write_message(new.c.ids, stream_name, new.c.types, data, metadata, expected_version)
+
+
+def _write_batch() -> Executable:
+    new = _unnested("new", ids=Text(), types=Text(), data=Text(), metadata=Text())
+    # The first write takes the category's lock and checks the version; the others then need no check. psycopg2 sends
+    # values without types: a bare NULL in CASE would be taken for text.
+    expected_version = case((new.c.number == 1, cast(_number("expected_version"), BigInteger)))
     written = (
-        select(
-            functions.write_message(
-                new.c.id,
-                _text("stream_name"),
-                new.c.type,
-                cast(new.c.data, JSONB),
-                cast(new.c.metadata, JSONB),
-                # psycopg2 sends values without types: a bare NULL in CASE would be taken for text.
-                case((new.c.number == 1, cast(_number("expected_version"), BigInteger))),
-            ).label("position")
-        )
+        select(_write_new(new, _text("stream_name"), expected_version).label("position"))
         .order_by(new.c.number)
         .subquery("written")
     )
     return select(func.max(written.c.position))
 
 
-_WRITE = select(
-    functions.write_message(
-        _text("id"),
-        _text("stream_name"),
-        _text("type"),
-        _json("data"),
-        _json("metadata"),
-        _number("expected_version"),
-    )
-)
-_WRITE_BATCH = _build_write_batch()
+_WRITE = select(_write_message(_number("expected_version")))
+_WRITE_IF_AS_EXPECTED = _write_if_as_expected()
+_WRITE_BATCH = _write_batch()
+_WRITE_STREAMS = _write_streams()
 _READ_ALL = (
     select(
         *(

@@ -1,19 +1,21 @@
-"""The store: Message DB's operations on a SQLAlchemy engine."""
+"""The store: Message DB's operations on a SQLAlchemy engine, or in a transaction of the caller's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine, Executable, create_engine
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, scoped_session
 
 from messagedb_sa import arguments
 from messagedb_sa.errors import InvalidArgument
-from messagedb_sa.message import Message
-from messagedb_sa.operations import NO_STREAM, MessageInput, Operation, Operations, Page
+from messagedb_sa.message import Message, MessageInput
+from messagedb_sa.operations import NO_STREAM, Operation, Operations, Page, StreamWriteInput
 from messagedb_sa.urls import with_driver
 
 __all__ = ["NO_STREAM", "Store"]
@@ -41,22 +43,35 @@ def _autocommit(engine: Engine) -> Iterator[Connection]:
 
 
 class Store:
-    """A Message DB store in the engine's database. Each call is one statement in a transaction of its own, committed.
+    """A Message DB store in the database of ``bind``.
 
-    Safe to share between threads, as the engine is. Positions are inclusive: "read from here". A stream's first
-    message has position 0, the store's first global position 1.
+    On an Engine each call is a transaction of its own, committed; such a Store is safe to share between threads. On a
+    Connection or an ORM Session each call joins the caller's transaction: it never commits, never rolls back, and
+    opens no connection of its own. A WrongExpectedVersion leaves that transaction usable, at no cost of a savepoint;
+    after any other refusal by the database it has to be rolled back, to a savepoint if the caller made one.
+
+    Each call is one statement. Positions are inclusive: "read from here". A stream's first message has position 0,
+    the store's first global position 1.
 
     Arguments that no store could take raise InvalidArgument, a ValueError, before anything is sent; a database
     without a store raises StoreNotInstalled. What else the driver reports stays SQLAlchemy's error.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        if not isinstance(engine, Engine):
-            raise InvalidArgument("engine", engine, "is no Engine of SQLAlchemy")
+    def __init__(self, bind: Engine | Connection | Session | scoped_session[Any]) -> None:
+        self._connection: Callable[[], AbstractContextManager[Connection]]
+        if isinstance(bind, Engine):
+            self._connection = partial(_autocommit, bind)
+        elif isinstance(bind, Connection):
+            self._connection = lambda: nullcontext(bind)
+        elif isinstance(bind, (Session, scoped_session)):
+            self._connection = lambda: nullcontext(bind.connection())
+        else:
+            raise InvalidArgument("bind", bind, "is no Engine, Connection or Session of SQLAlchemy")
+        engine = bind.get_bind().engine if isinstance(bind, (Session, scoped_session)) else bind.engine
         if engine.dialect.name != "postgresql":
-            raise InvalidArgument("engine", engine, "is not on PostgreSQL")
+            raise InvalidArgument("bind", bind, "is not on PostgreSQL")
         self.engine = engine
-        self._operations = Operations(engine.dialect)
+        self._operations = Operations(engine.dialect, joined=not isinstance(bind, Engine))
 
     @classmethod
     def from_url(cls, url: str | URL, **engine_options: Any) -> Store:
@@ -97,6 +112,17 @@ class Store:
         first. Without messages, InvalidArgument. Raises as ``write``.
         """
         return self._run(self._operations.write_batch(stream_name, messages, expected_version))
+
+    def write_streams(self, writes: Iterable[StreamWriteInput]) -> dict[str, int]:
+        """Write to several streams, all or nothing, in one round trip; the position of each stream's last message.
+
+        Each is ``(stream_name, messages)``, ``(stream_name, messages, expected_version)`` or a StreamWrite, with
+        messages as in ``write_batch``. The locks of their categories are taken in one order everywhere, so that
+        two such calls never wait for each other in a circle; single writes in one transaction can. Raises as
+        ``write``, for the stream whose version is wrong. (A serialization failure in a SERIALIZABLE transaction of
+        the caller's does not say which of several streams it was, and stays the driver's error.)
+        """
+        return self._run(self._operations.write_streams(writes))
 
     def read(
         self,
@@ -223,7 +249,7 @@ class Store:
 
     def _run(self, operation: Operation[T]) -> T:
         try:
-            with _autocommit(self.engine) as connection:
+            with self._connection() as connection:
                 rows = connection.execute(operation.statement, operation.parameters).fetchall()
         except DBAPIError as error:
             ours = operation.error(error)

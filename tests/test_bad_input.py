@@ -142,7 +142,7 @@ def test_the_error_shows_the_value_and_cuts_a_long_one_short(unsent: Store) -> N
 
 @pytest.mark.parametrize("bad", [None, "postgresql://", 5])
 def test_a_store_needs_an_engine(bad: Any) -> None:
-    with pytest.raises(InvalidArgument, match="engine="):
+    with pytest.raises(InvalidArgument, match="bind="):
         Store(bad)
 
 

@@ -165,13 +165,14 @@ def test_the_grants_are_all_that_an_applications_role_needs(empty_database: Engi
         connection.execute(text(f"DROP OWNED BY {role}"))
 
 
-PAGES = ("Writing", "Reading", "In your own queries", "Consumer groups", "Errors")
+PAGES = ("Writing", "One transaction with your own rows", "Reading", "In your own queries", "Consumer groups", "Errors")
 
 
 def test_the_pages_on_writing_and_reading_run_one_after_the_other(messagedb_url: str, store: Store) -> None:
     engine = create_engine(messagedb_url)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE customers (name text, stream text)"))
+        connection.execute(text("CREATE TABLE orders (number int PRIMARY KEY, item text)"))
     names: dict[str, Any] = {"engine": engine}
     for heading in PAGES:
         for program in code(heading, "python"):
@@ -180,7 +181,7 @@ def test_the_pages_on_writing_and_reading_run_one_after_the_other(messagedb_url:
     assert names["total"] == 200
     assert store.stream_identifiers("account")[:2] == ["1", "10"]
     with engine.begin() as connection:
-        connection.execute(text("DROP TABLE customers"))
+        connection.execute(text("DROP TABLE customers, orders"))
     engine.dispose()
     names["allowing"].dispose()
 

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy import Engine, create_engine, make_url, select
 
 from messagedb_sa import InvalidArgument, Store, WrongExpectedVersion
 
@@ -68,6 +68,8 @@ CALLS: list[Callable[[Store], Any]] = [
     lambda store: store.write("account-1", "Deposited", {"n": 1}, {"by": "me"}),
     lambda store: store.write("account-1", "Deposited", {"n": 1}, expected_version=0),
     lambda store: store.write_batch("account-1", [("Deposited", {"n": n}) for n in range(100)]),
+    lambda store: store.write_batch("account-1", [("Deposited", {}), ("Deposited", {})], expected_version=0),
+    lambda store: store.write_streams([("account-1", [("Deposited", {})], 0), ("order-1", [("Placed", {})])]),
     lambda store: store.read("account-1"),
     lambda store: store.read("account"),
     lambda store: store.read("$all"),
@@ -87,6 +89,18 @@ def test_each_call_is_one_round_trip(wire: tuple[Wire, Engine], call: Callable[[
     counted.requests.clear()
     call(store)
     assert len(counted.requests) == 1, counted.requests
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_each_call_in_the_callers_transaction_is_one_round_trip_too(
+    wire: tuple[Wire, Engine], call: Callable[[Store], Any]
+) -> None:
+    counted, engine = wire
+    with engine.connect() as connection:
+        connection.execute(select(1))
+        counted.requests.clear()
+        call(Store(connection))
+        assert len(counted.requests) == 1, counted.requests
 
 
 def test_a_refusal_by_the_server_is_one_round_trip_too(wire: tuple[Wire, Engine]) -> None:
