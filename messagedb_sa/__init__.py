@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from messagedb_sa.async_store import AsyncStore
     from messagedb_sa.errors import (
         ConditionNotActivated,
         DuplicateMessageId,
@@ -18,6 +19,7 @@ else:
     from importlib import import_module
 
     _HOMES = {
+        "AsyncStore": "async_store",
         "ConditionNotActivated": "errors",
         "DuplicateMessageId": "errors",
         "InvalidArgument": "errors",
@@ -42,6 +44,7 @@ else:
 
 __all__ = [
     "NO_STREAM",
+    "AsyncStore",
     "ConditionNotActivated",
     "DuplicateMessageId",
     "InvalidArgument",

@@ -45,6 +45,7 @@ from sqlalchemy.types import TypeEngine
 
 from messagedb_sa import arguments, functions
 from messagedb_sa import stream_name as names
+from messagedb_sa.driver import Refusal, refusal
 from messagedb_sa.errors import (
     ConditionNotActivated,
     DuplicateMessageId,
@@ -88,40 +89,34 @@ class Operation(Generic[T]):
 
     def error(self, error: DBAPIError) -> MessageDBError | None:
         """What the database's refusal means, None where this package has no name for it."""
-        state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
-        diagnostics = getattr(error.orig, "diag", None)
-        message = getattr(diagnostics, "message_primary", None) or str(error.orig)
+        state, message, detail, constraint = refused = refusal(error)
         if state == "P0001" and message.startswith("Wrong expected version: "):
             actual_version = int(message.rpartition("Stream Version: ")[2].rstrip(")"))
             ((stream_name, expected_version),) = self.expected.items()
             return WrongExpectedVersion(stream_name, cast_type(int, expected_version), actual_version)
-        if lost_race := self._lost_race(state, diagnostics):
-            return lost_race
         if state == "P0001" and message == "Retrieval with SQL condition is not activated":
             return ConditionNotActivated()
-        if state == "23505" and getattr(diagnostics, "constraint_name", None) == "messages_id":
+        if state == "23505" and constraint == "messages_id":
             # Without the privilege to read the table, there is no detail.
-            found = re.search(r"\(id\)=\(([-0-9a-f]+)\)", getattr(diagnostics, "message_detail", None) or "")
+            found = re.search(r"\(id\)=\(([-0-9a-f]+)\)", detail or "")
             return DuplicateMessageId(found[1] if found else self.parameters.get("id"))
+        if state == "40001" or (state == "23505" and constraint == "messages_stream"):
+            return self._lost_race(refused)
         # A query of the caller's own may as well lack a table or function of the caller's own.
         if state in _NOT_INSTALLED and (not self.own_sql or state == "3F000" or "message_store.messages" in message):
             return StoreNotInstalled(message)
         if state in _BAD_JSON and "data" in self.parameters:
-            return InvalidArgument(
-                "data", self.parameters["data"], f"the engine's json_serializer made this: {message}"
-            )
+            reason = f"the engine's json_serializer made this: {message}"
+            return InvalidArgument("data", self.parameters["data"], reason)
         return None
 
-    def _lost_race(self, state: str | None, diagnostics: Any) -> WrongExpectedVersion | None:
-        """What it means that a writer with an expected version came too late, in a transaction with an older snapshot:
-        under REPEATABLE READ the position is taken, under SERIALIZABLE the transactions can't be put in an order."""
+    def _lost_race(self, refused: Refusal) -> WrongExpectedVersion | None:
+        """A writer came too late, in a transaction with an older snapshot: under REPEATABLE READ the position is taken,
+        under SERIALIZABLE the transactions can't be put in an order. None where no version was expected."""
         checked = {name: version for name, version in self.expected.items() if version is not None}
         name = next(iter(checked)) if len(checked) == 1 else None
-        if state == "23505" and getattr(diagnostics, "constraint_name", None) == "messages_stream":
-            found = re.search(r'"position"\)=\((.*), \d+\)', getattr(diagnostics, "message_detail", None) or "")
-            name = found[1] if found else name
-        elif state != "40001":
-            return None
+        if found := re.search(r'"position"\)=\((.*), \d+\)', refused.detail or ""):
+            name = found[1]
         return WrongExpectedVersion(name, checked[name], None) if name in checked else None
 
 

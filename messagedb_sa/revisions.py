@@ -11,6 +11,7 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, func, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 
+from messagedb_sa.driver import refusal
 from messagedb_sa.errors import InvalidArgument, MessageDBError
 
 # The advisory lock that upgrades take: any pair that nobody else takes. Message DB's own locks have one 64-bit key.
@@ -36,9 +37,10 @@ def run(revision: str, *names: str) -> None:
             # A single colon before a word would be taken for a bound parameter.
             op.execute(text(re.sub(r"(?<!:):(?=\w)", r"\:", sql)))
         except DBAPIError as error:
-            if _sqlstate(error) != "P0001":
+            refused = refusal(error)
+            if refused.state != "P0001":
                 raise
-            raise MigrationRefused(str(error.orig).splitlines()[0]) from error
+            raise MigrationRefused(refused.message) from error
 
 
 def switch(name: str, *, default: bool) -> bool:
@@ -74,7 +76,3 @@ def wait_for_turn(connection: Connection) -> None:
     held = text("SELECT EXISTS (SELECT FROM pg_locks WHERE pid = pg_backend_pid() AND (classid, objid) = (:a, :b))")
     if not connection.scalar(held, {"a": _LOCK[0], "b": _LOCK[1]}):
         raise InvalidArgument("bind", connection, "is in autocommit mode; a migration is one transaction")
-
-
-def _sqlstate(error: DBAPIError) -> str | None:
-    return getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine, Executable, create_engine
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session
 
 from messagedb_sa import arguments
 from messagedb_sa.errors import InvalidArgument
+from messagedb_sa.execution import run_alone, run_joined
 from messagedb_sa.message import Message, MessageInput
 from messagedb_sa.operations import NO_STREAM, Operation, Operations, Page, StreamWriteInput
 from messagedb_sa.urls import with_driver
@@ -21,25 +20,6 @@ from messagedb_sa.urls import with_driver
 __all__ = ["NO_STREAM", "Store"]
 
 T = TypeVar("T")
-
-
-@contextmanager
-def _autocommit(engine: Engine) -> Iterator[Connection]:
-    """A connection for one statement, which is then its own transaction: one round trip, where BEGIN and COMMIT would
-    make it three.
-
-    Set on the driver's connection, since an isolation level of SQLAlchemy's costs psycopg2 a second round trip when
-    it is reset, and none that is set on an engine goes before one that the engine has already.
-    """
-    with engine.connect() as connection:
-        driver = connection.connection.dbapi_connection
-        assert driver is not None
-        before, driver.autocommit = driver.autocommit, True
-        try:
-            yield connection
-        finally:
-            if not connection.invalidated:
-                driver.autocommit = before
 
 
 class Store:
@@ -60,7 +40,7 @@ class Store:
     def __init__(self, bind: Engine | Connection | Session | scoped_session[Any]) -> None:
         self._connection: Callable[[], AbstractContextManager[Connection]]
         if isinstance(bind, Engine):
-            self._connection = partial(_autocommit, bind)
+            self._connection = bind.connect
         elif isinstance(bind, Connection):
             self._connection = lambda: nullcontext(bind)
         elif isinstance(bind, (Session, scoped_session)):
@@ -71,7 +51,9 @@ class Store:
         if engine.dialect.name != "postgresql":
             raise InvalidArgument("bind", bind, "is not on PostgreSQL")
         self.engine = engine
-        self._operations = Operations(engine.dialect, joined=not isinstance(bind, Engine))
+        joined = not isinstance(bind, Engine)
+        self._execute = run_joined if joined else run_alone
+        self._operations = Operations(engine.dialect, joined=joined)
 
     @classmethod
     def from_url(cls, url: str | URL, **engine_options: Any) -> Store:
@@ -248,15 +230,8 @@ class Store:
         return self._run(self._operations.version())
 
     def _run(self, operation: Operation[T]) -> T:
-        try:
-            with self._connection() as connection:
-                rows = connection.execute(operation.statement, operation.parameters).fetchall()
-        except DBAPIError as error:
-            ours = operation.error(error)
-            if ours is None:
-                raise
-            raise ours from error
-        return operation.result(rows)
+        with self._connection() as connection:
+            return self._execute(connection, operation)
 
     def _pages(self, page: Page | None) -> Iterator[Message]:
         while page is not None:

@@ -8,12 +8,13 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 
-def with_driver(url: str | URL) -> URL:
-    """The URL with psycopg2 where it names no driver: SQLAlchemy 2.1 would take psycopg 3, which need not be there.
+def with_driver(url: str | URL, driver: str = "psycopg2") -> URL:
+    """The URL with ``driver`` where it names none: which one SQLAlchemy takes depends on its version.
 
     The form ``postgres://``, which SQLAlchemy does not know but many hosts hand out, is taken as well.
     """
     from sqlalchemy import make_url
 
     parsed = make_url(url)
-    return parsed.set(drivername="postgresql+psycopg2") if parsed.drivername in ("postgresql", "postgres") else parsed
+    bare = parsed.drivername in ("postgresql", "postgres")
+    return parsed.set(drivername=f"postgresql+{driver}") if bare else parsed

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from messagedb_sa import Store
+from messagedb_sa import AsyncStore, Store
 from messagedb_sa.postgres import temporary_database
 
 pytest_plugins = ["pytester"]
@@ -64,3 +67,52 @@ def as_role(engine: Engine, role: str, **options: Any) -> Engine:
     """An engine on the same database, logged in as another role."""
     url = make_url(engine.url).set(username=role)
     return create_engine(url, **{"poolclass": NullPool, **options})
+
+
+DRIVERS = ["psycopg2", "psycopg", "psycopg_async", "asyncpg"]
+
+
+class Awaited:
+    """An AsyncStore with the methods of a Store, each run to its end on an event loop: one test serves both."""
+
+    def __init__(self, store: AsyncStore, loop: asyncio.AbstractEventLoop) -> None:
+        self._store = store
+        self._loop = loop
+        self.engine = store.engine.sync_engine
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self._store, name)
+        if name.startswith("iter_"):
+            return lambda *args, **named: self._drained(method(*args, **named))
+        return lambda *args, **named: self._loop.run_until_complete(method(*args, **named))
+
+    def _drained(self, messages: Any) -> Iterator[Any]:
+        while True:
+            try:
+                yield self._loop.run_until_complete(anext(messages))
+            except StopAsyncIteration:
+                return
+
+
+@contextmanager
+def store_on(driver: str, url: str, **engine_options: Any) -> Iterator[Store]:
+    """A store on an engine with this driver; an asynchronous one looks like the others."""
+    with_driver = make_url(url).set(drivername=f"postgresql+{driver}")
+    if driver in ("psycopg2", "psycopg"):
+        engine = create_engine(with_driver, **engine_options)
+        yield Store(engine)
+        engine.dispose()
+        return
+    loop = asyncio.new_event_loop()
+    async_engine = create_async_engine(with_driver, **engine_options)
+    store: Any = Awaited(AsyncStore(async_engine), loop)
+    yield store
+    loop.run_until_complete(async_engine.dispose())
+    loop.close()
+
+
+@pytest.fixture(params=DRIVERS)
+def each_store(request: pytest.FixtureRequest, messagedb_store: Store, messagedb_url: str) -> Iterator[Store]:
+    """An empty store, once on each driver."""
+    with store_on(request.param, messagedb_url) as store:
+        yield store

@@ -20,13 +20,14 @@ cyclic.append(cyclic)
 
 
 @pytest.fixture
-def unsent(store: Store) -> Iterator[Store]:
+def unsent(each_store: Store) -> Iterator[Store]:
     """A store whose engine must send nothing, and lend no connection, for the length of the test."""
     sent: list[str] = []
 
     def note(*_: Any) -> None:
         sent.append("a connection was taken")
 
+    store = each_store
     event.listen(store.engine.pool, "checkout", note)
     yield store
     event.remove(store.engine.pool, "checkout", note)

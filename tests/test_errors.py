@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, NullPool, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from messagedb_sa import (
@@ -20,6 +21,8 @@ from messagedb_sa import (
     install,
 )
 from messagedb_sa.install import MigrationRefused
+
+from .conftest import DRIVERS, as_role, store_on
 
 
 @pytest.mark.parametrize(
@@ -38,10 +41,16 @@ from messagedb_sa.install import MigrationRefused
         lambda store: store.version(),
     ],
 )
-def test_a_database_without_a_store_says_so_and_how_to_install_one(empty_database: Engine, call: object) -> None:
-    assert callable(call)
-    with pytest.raises(StoreNotInstalled, match=r"messagedb_sa\.install\.upgrade") as caught:
-        call(Store(empty_database))
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_database_without_a_store_says_so_and_how_to_install_one(
+    empty_database: Engine, driver: str, call: Callable[[Store], object]
+) -> None:
+    url = empty_database.url.render_as_string(hide_password=False)
+    with (
+        store_on(driver, url, poolclass=NullPool) as store,
+        pytest.raises(StoreNotInstalled, match=r"messagedb_sa\.install\.upgrade") as caught,
+    ):
+        call(store)
     assert "alembic -n messagedb upgrade head" in str(caught.value)
     assert "message_store" in caught.value.reason
     assert isinstance(caught.value.__cause__, DBAPIError)
@@ -55,27 +64,26 @@ def test_a_store_older_than_1_3_says_that_it_is_to_be_updated(empty_database: En
         Store(empty_database).read_last_message("account-1")
 
 
-def test_a_condition_needs_the_sessions_consent(store: Store) -> None:
-    for call in (store.read_stream, store.read_category):
-        with pytest.raises(ConditionNotActivated, match=r"message_store\.sql_condition=on"):
-            call("account-1" if call == store.read_stream else "account", condition="true")
+def test_a_condition_needs_the_sessions_consent(each_store: Store) -> None:
+    with pytest.raises(ConditionNotActivated, match=r"message_store\.sql_condition=on"):
+        each_store.read_stream("account-1", condition="true")
+    with pytest.raises(ConditionNotActivated):
+        each_store.read_category("account", condition="true")
 
 
-def test_a_mistake_in_the_callers_own_sql_stays_the_drivers_error(store: Store) -> None:
+def test_a_mistake_in_the_callers_own_sql_stays_the_drivers_error(each_store: Store) -> None:
     with pytest.raises(ProgrammingError, match="no_such_table"):
-        store.read("account", "SELECT * FROM no_such_table")
+        each_store.read("account", "SELECT * FROM no_such_table")
     with pytest.raises(ProgrammingError, match="syntax error"):
-        store.read("account", "SELEKT")
+        each_store.read("account", "SELEKT")
     with pytest.raises(ProgrammingError, match="metadata"):
-        store.read("account", "SELECT 1 AS id")
+        each_store.read("account", "SELECT 1 AS id")
 
 
-def test_a_missing_privilege_stays_the_drivers_error(messagedb_engine: Engine, store: Store, login: object) -> None:
-    from sqlalchemy import NullPool, create_engine, make_url
-
-    assert callable(login)
-    name = login("messagedb_stranger")
-    stranger = Store(create_engine(make_url(messagedb_engine.url).set(username=name), poolclass=NullPool))
+def test_a_missing_privilege_stays_the_drivers_error(
+    messagedb_engine: Engine, store: Store, login: Callable[..., str]
+) -> None:
+    stranger = Store(as_role(messagedb_engine, login("messagedb_stranger")))
     with pytest.raises(ProgrammingError, match="permission denied for schema message_store"):
         stranger.read("account")
 
@@ -92,13 +100,13 @@ def test_a_lost_connection_stays_the_drivers_error_and_the_next_call_works(messa
     cut_off.engine.dispose()
 
 
-def test_errors_leave_the_pool_and_the_store_as_they_were(store: Store) -> None:
-    store.write("account-1", "T", {})
+def test_errors_leave_the_pool_and_the_store_as_they_were(each_store: Store) -> None:
+    each_store.write("account-1", "T", {})
     for _ in range(20):
         with pytest.raises(WrongExpectedVersion):
-            store.write("account-1", "T", {}, expected_version=7)
-    assert store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    assert store.write("account-1", "T", {}, expected_version=0) == 1
+            each_store.write("account-1", "T", {}, expected_version=7)
+    assert each_store.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert each_store.write("account-1", "T", {}, expected_version=0) == 1
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import create_engine, text
+from sqlalchemy import Engine, create_engine, text
 
 from messagedb_sa import InvalidArgument, Store
+
+
+@pytest.fixture
+def store(each_store: Store) -> Store:
+    return each_store
+
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 # PostgreSQL keeps a number's digits: neither the sign of zero, nor that 1e+16 was a float.
@@ -61,19 +67,19 @@ def test_it_keeps_what_postgresql_keeps(store: Store, value: Any) -> None:
     assert type(message.data) is type(value)
 
 
-def test_no_metadata_and_empty_metadata_are_told_apart(store: Store) -> None:
+def test_no_metadata_and_empty_metadata_are_told_apart(store: Store, messagedb_engine: Engine) -> None:
     store.write("json-1", "T", {})
     store.write("json-1", "T", None, {})
     assert [(message.data, message.metadata) for message in store.read("json-1")] == [({}, None), (None, {})]
-    with store.engine.connect() as connection:
+    with messagedb_engine.connect() as connection:
         nulls = connection.execute(
             text("SELECT data IS NULL, metadata IS NULL FROM message_store.messages ORDER BY position")
         )
         assert [tuple(row) for row in nulls] == [(False, True), (True, False)]
 
 
-def test_json_null_written_by_another_client_reads_as_none(store: Store) -> None:
-    with store.engine.begin() as connection:
+def test_json_null_written_by_another_client_reads_as_none(store: Store, messagedb_engine: Engine) -> None:
+    with messagedb_engine.begin() as connection:
         connection.execute(
             text("SELECT message_store.write_message(gen_random_uuid()::varchar, 'json-1', 'T', 'null', '[null]')")
         )

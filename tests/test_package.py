@@ -19,10 +19,11 @@ MIGRATIONS = resources.files("messagedb_sa.migrations")
 
 # A module imports from floors below its own, or beside it, never from above.
 FLOORS = [
-    {"errors", "stream_name", "arguments", "message", "urls", "schema", "json_text"},
+    {"errors", "stream_name", "arguments", "message", "urls", "schema", "json_text", "driver"},
     {"functions", "revisions", "install", "postgres"},
     {"operations"},
-    {"store"},
+    {"execution"},
+    {"store", "async_store"},
     {"pytest_plugin"},
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "_postgres_keeper"))
@@ -66,7 +67,8 @@ def test_every_module_says_in_its_first_line_what_it_is_for(module: str) -> None
 
 
 @pytest.mark.parametrize(
-    "name", ["", "errors", "functions", "install", "message", "postgres", "schema", "store", "stream_name"]
+    "name",
+    ["", "async_store", "errors", "functions", "install", "message", "postgres", "schema", "store", "stream_name"],
 )
 def test_all_names_exactly_the_public_names_in_order(name: str) -> None:
     module = importlib.import_module(f"messagedb_sa.{name}" if name else "messagedb_sa")

@@ -76,6 +76,7 @@ def test_every_block_stands_under_a_heading_that_a_test_below_runs() -> None:
         ("In a host's own history", "console"),
         ("On a managed host, without a superuser", "sql"),
         *((heading, "python") for heading in PAGES),
+        ("Async", "console"),
         ("Testing your application", "python"),
     }
 
@@ -165,7 +166,15 @@ def test_the_grants_are_all_that_an_applications_role_needs(empty_database: Engi
         connection.execute(text(f"DROP OWNED BY {role}"))
 
 
-PAGES = ("Writing", "One transaction with your own rows", "Reading", "In your own queries", "Consumer groups", "Errors")
+PAGES = (
+    "Writing",
+    "One transaction with your own rows",
+    "Async",
+    "Reading",
+    "In your own queries",
+    "Consumer groups",
+    "Errors",
+)
 
 
 def test_the_pages_on_writing_and_reading_run_one_after_the_other(messagedb_url: str, store: Store) -> None:
@@ -174,10 +183,13 @@ def test_the_pages_on_writing_and_reading_run_one_after_the_other(messagedb_url:
         connection.execute(text("CREATE TABLE customers (name text, stream text)"))
         connection.execute(text("CREATE TABLE orders (number int PRIMARY KEY, item text)"))
     names: dict[str, Any] = {"engine": engine}
+    asyncpg_url = messagedb_url.replace("psycopg2", "asyncpg")
     for heading in PAGES:
         for program in code(heading, "python"):
-            execute(program, names)
+            execute(program.replace("postgresql+asyncpg://localhost/app", asyncpg_url), names)
     assert names["position"] == 0
+    assert names["types"][-1] == "Placed"
+    assert commands("Async") == ['pip install "messagedb-sa[asyncpg]"']
     assert names["total"] == 200
     assert store.stream_identifiers("account")[:2] == ["1", "10"]
     with engine.begin() as connection:

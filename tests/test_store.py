@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import bindparam, create_engine, event, func, select, text
+from sqlalchemy import bindparam, create_engine, event, select, text
 
 from messagedb_sa import (
     NO_STREAM,
@@ -23,11 +22,14 @@ from messagedb_sa import (
 )
 from messagedb_sa.stream_name import consumer_group_member
 
-from .conftest import as_role
-
 
 def numbers(messages: Any) -> list[Any]:
     return [message.data["n"] for message in messages]
+
+
+@pytest.fixture
+def store(each_store: Store) -> Store:
+    return each_store
 
 
 @pytest.fixture
@@ -373,78 +375,3 @@ def test_iterating_holds_no_connection_between_pages(filled: Store) -> None:
     pages = filled.iter_stream("account-1", batch_size=1)
     next(pages)
     assert filled.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-
-
-# ---- the engine
-
-
-def test_a_bare_url_means_psycopg2(messagedb_url: str, store: Store) -> None:
-    bare = messagedb_url.replace("postgresql+psycopg2://", "postgresql://")
-    assert bare != messagedb_url
-    for url in (bare, bare.replace("postgresql://", "postgres://"), messagedb_url):
-        other = Store.from_url(url, pool_size=1)
-        assert other.engine.dialect.driver == "psycopg2"
-        assert other.engine.pool.size() == 1  # type: ignore[attr-defined]
-        assert other.version() == "1.3.0"
-        other.engine.dispose()
-
-
-def test_each_call_is_committed_and_gives_its_connection_back(messagedb_url: str, store: Store) -> None:
-    store.write("account-1", "Opened", {"n": 1})
-    other = Store.from_url(messagedb_url)
-    assert numbers(other.read("account-1")) == [1]
-    assert other.engine.pool.checkedout() == 0  # type: ignore[attr-defined]
-    other.engine.dispose()
-
-
-@pytest.mark.parametrize("level", ["AUTOCOMMIT", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"])
-@pytest.mark.parametrize("given", ["to the engine", "as an option"])
-def test_a_write_is_committed_whatever_the_isolation_level_of_the_engine(
-    messagedb_url: str, store: Store, level: Any, given: str
-) -> None:
-    plain = create_engine(messagedb_url)
-    engine = (
-        create_engine(messagedb_url, isolation_level=level)
-        if given == "to the engine"
-        else plain.execution_options(isolation_level=level)
-    )
-    assert Store(engine).write("account-1", "Opened", {}) == 0
-    assert store.stream_version("account-1") == 0
-    with engine.connect() as connection:
-        assert connection.get_isolation_level() == ("READ COMMITTED" if level == "AUTOCOMMIT" else level)
-    engine.dispose()
-
-
-def test_threads_share_a_store(store: Store) -> None:
-    def write(n: int) -> None:
-        for _ in range(25):
-            store.write(f"account-{n}", "Deposited", {"n": n})
-
-    threads = [threading.Thread(target=write, args=(n,)) for n in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [store.stream_version(f"account-{n}") for n in range(8)] == [24] * 8
-    globals_in_commit_order = [message.global_position for message in store.read("account")]
-    assert len(globals_in_commit_order) == 200
-    assert globals_in_commit_order == sorted(globals_in_commit_order)
-
-
-def test_the_role_message_store_can_do_all_of_it(messagedb_engine: Any, filled: Store) -> None:
-
-    store = Store(as_role(messagedb_engine, "message_store"))
-    id = uuid4()
-    assert store.write("account-1", "Opened", {"n": 1}, id=id) == 4
-    assert store.write_batch("account-1", [("Opened", {"n": 1})], expected_version=4) == 5
-    assert len(store.read("account-1")) == 6
-    assert len(store.read("account")) == 12
-    assert len(store.read("$all")) == 14
-    assert store.stream_identifiers("account") == ["1", "2", "3"]
-    assert store.read_last_message("account-1") is not None
-    assert store.version() == "1.3.0"
-    with pytest.raises(DuplicateMessageId) as caught:
-        store.write("account-1", "Opened", {"n": 1}, id=id)
-    assert caught.value.id == str(id)
-    with store.engine.connect() as connection:
-        assert connection.scalar(select(func.count()).select_from(schema.category_type_summary)) == 4

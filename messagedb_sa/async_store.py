@@ -1,0 +1,186 @@
+"""The asynchronous store: the same operations, awaited."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from typing import Any, TypeVar
+from uuid import UUID
+
+from sqlalchemy import URL, Executable
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, create_async_engine
+
+from messagedb_sa import arguments
+from messagedb_sa.errors import InvalidArgument
+from messagedb_sa.execution import run_alone, run_joined
+from messagedb_sa.message import Message, MessageInput
+from messagedb_sa.operations import Operation, Operations, Page, StreamWriteInput
+from messagedb_sa.urls import with_driver
+
+__all__ = ["AsyncStore"]
+
+T = TypeVar("T")
+
+
+class AsyncStore:
+    """As Store, on an AsyncEngine, an AsyncConnection or an AsyncSession: the same methods, statements and errors."""
+
+    def __init__(self, bind: AsyncEngine | AsyncConnection | AsyncSession | async_scoped_session[Any]) -> None:
+        self._connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]]
+        if isinstance(bind, AsyncEngine):
+            self._connection, sync_engine = bind.connect, bind.sync_engine
+        elif isinstance(bind, AsyncConnection):
+            self._connection, sync_engine = (lambda: nullcontext(bind)), bind.engine.sync_engine
+        elif isinstance(bind, (AsyncSession, async_scoped_session)):
+            self._connection, sync_engine = (lambda: _of_session(bind)), bind.get_bind().engine
+        else:
+            raise InvalidArgument("bind", bind, "is no AsyncEngine, AsyncConnection or AsyncSession of SQLAlchemy")
+        if sync_engine.dialect.name != "postgresql":
+            raise InvalidArgument("bind", bind, "is not on PostgreSQL")
+        self.engine = bind if isinstance(bind, AsyncEngine) else AsyncEngine(sync_engine)
+        joined = not isinstance(bind, AsyncEngine)
+        self._execute = run_joined if joined else run_alone
+        self._operations = Operations(sync_engine.dialect, joined=joined)
+
+    @classmethod
+    def from_url(cls, url: str | URL, **engine_options: Any) -> AsyncStore:
+        """A store on an engine of its own, which ``await store.engine.dispose()`` closes.
+
+        ``engine_options`` are create_async_engine's. A URL that names no driver means psycopg.
+        """
+        return cls(create_async_engine(with_driver(url, "psycopg"), **engine_options))
+
+    async def write(
+        self,
+        stream_name: str,
+        message_type: str,
+        data: Any,
+        metadata: Any = None,
+        expected_version: int | None = None,
+        *,
+        id: UUID | str | None = None,
+    ) -> int:
+        """As ``Store.write``."""
+        return await self._run(
+            self._operations.write(stream_name, message_type, data, metadata, expected_version, id),
+        )
+
+    async def write_batch(
+        self, stream_name: str, messages: Iterable[MessageInput], expected_version: int | None = None
+    ) -> int:
+        """As ``Store.write_batch``."""
+        return await self._run(self._operations.write_batch(stream_name, messages, expected_version))
+
+    async def write_streams(self, writes: Iterable[StreamWriteInput]) -> dict[str, int]:
+        """As ``Store.write_streams``."""
+        return await self._run(self._operations.write_streams(writes))
+
+    async def read(
+        self,
+        stream_name: str,
+        sql: str | Executable | None = None,
+        position: int = 0,
+        no_of_messages: int = 1000,
+        consumer_group_member: int | None = None,
+        consumer_group_size: int | None = None,
+    ) -> list[Message]:
+        """As ``Store.read``."""
+        return await self._run(
+            self._operations.read(
+                stream_name, sql, position, no_of_messages, consumer_group_member, consumer_group_size
+            )
+        )
+
+    async def read_stream(
+        self, stream_name: str, position: int = 0, no_of_messages: int = 1000, *, condition: str | None = None
+    ) -> list[Message]:
+        """As ``Store.read_stream``."""
+        return await self._run(self._operations.read_stream(stream_name, position, no_of_messages, condition))
+
+    async def read_category(
+        self,
+        category_name: str,
+        position: int = 0,
+        no_of_messages: int = 1000,
+        consumer_group_member: int | None = None,
+        consumer_group_size: int | None = None,
+        *,
+        correlation: str | None = None,
+        condition: str | None = None,
+    ) -> list[Message]:
+        """As ``Store.read_category``."""
+        return await self._run(
+            self._operations.read_category(
+                category_name,
+                position,
+                no_of_messages,
+                consumer_group_member,
+                consumer_group_size,
+                correlation,
+                condition,
+            )
+        )
+
+    async def read_last_message(self, stream_name: str, message_type: str | None = None) -> Message | None:
+        """As ``Store.read_last_message``."""
+        return await self._run(self._operations.read_last_message(stream_name, message_type))
+
+    async def stream_version(self, stream_name: str) -> int | None:
+        """As ``Store.stream_version``."""
+        return await self._run(self._operations.stream_version(stream_name))
+
+    async def stream_identifiers(self, category_name: str) -> list[str]:
+        """As ``Store.stream_identifiers``."""
+        return await self._run(self._operations.stream_identifiers(category_name))
+
+    def iter_stream(
+        self, stream_name: str, position: int = 0, *, batch_size: int = 1000, condition: str | None = None
+    ) -> AsyncIterator[Message]:
+        """As ``Store.iter_stream``."""
+        page_size = arguments.integer("batch_size", batch_size, minimum=1)
+        return self._pages(self._operations.read_stream(stream_name, position, page_size, condition))
+
+    def iter_category(
+        self,
+        category_name: str,
+        position: int = 0,
+        consumer_group_member: int | None = None,
+        consumer_group_size: int | None = None,
+        *,
+        batch_size: int = 1000,
+        correlation: str | None = None,
+        condition: str | None = None,
+    ) -> AsyncIterator[Message]:
+        """As ``Store.iter_category``."""
+        page_size = arguments.integer("batch_size", batch_size, minimum=1)
+        return self._pages(
+            self._operations.read_category(
+                category_name,
+                position,
+                page_size,
+                consumer_group_member,
+                consumer_group_size,
+                correlation,
+                condition,
+            )
+        )
+
+    async def version(self) -> str:
+        """As ``Store.version``."""
+        return await self._run(self._operations.version())
+
+    async def _run(self, operation: Operation[T]) -> T:
+        async with self._connection() as connection:
+            return await connection.run_sync(self._execute, operation)
+
+    async def _pages(self, page: Page | None) -> AsyncIterator[Message]:
+        while page is not None:
+            messages = await self._run(page)
+            for message in messages:
+                yield message
+            page = page.after(messages)
+
+
+@asynccontextmanager
+async def _of_session(session: AsyncSession | async_scoped_session[Any]) -> AsyncIterator[AsyncConnection]:
+    yield await session.connection()
