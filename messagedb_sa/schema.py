@@ -155,7 +155,7 @@ def message_columns(*, decoded: bool = True) -> tuple[ColumnClause[Any], ...]:
     )
 
 
-def include_name(name: str | None, type_: str, parent_names: Mapping[str, str | None]) -> bool:
+def include_name(name: str | None, type_: str, parent_names: Mapping[Any, str | None]) -> bool:
     """For a host's Alembic ``context.configure(include_name=…)``: False for what belongs to the store.
 
     That is the schema message_store, which include_schemas=True would look into, and the version table. Without it
