@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,15 +34,6 @@ else:
         context.configure(connection, target_metadata=MetaData(), include_schemas=True, include_name=include_name)
         with context.begin_transaction():
             context.run_migrations()
-"""
-
-HOST_REVISION = """
-from alembic import op
-revision, down_revision, branch_labels, depends_on = "host1", None, None, "messagedb"
-def upgrade():
-    op.execute("CREATE TABLE host_table AS SELECT message_store.message_store_version() AS version")
-def downgrade():
-    op.execute("DROP TABLE host_table")
 """
 
 
@@ -236,35 +226,6 @@ def test_the_section_may_name_a_database_of_its_own(host: Path, messagedb_server
             ini.write(f"sqlalchemy.url = {in_ini(url)}\n")
         alembic("-n", "messagedb", "upgrade", "head", cwd=host)
         assert install.current(create_engine(url, poolclass=NullPool)) == HEAD
-
-
-def test_our_revisions_stand_in_the_hosts_own_history(host: Path, empty_database: Engine) -> None:
-    ini = host / "alembic.ini"
-    ini.write_text(
-        ini.read_text().replace(
-            "sqlalchemy.url",
-            "path_separator = newline\nversion_locations =\n"
-            "    %(here)s/migrations/versions\n    messagedb_sa.migrations:versions\nsqlalchemy.url",
-        )
-    )
-    alembic("upgrade", "messagedb@head", cwd=host)
-    with empty_database.connect() as connection:
-        assert connection.scalars(text("SELECT version_num FROM alembic_version")).all() == [HEAD]
-    assert not inspect(empty_database).has_table("messagedb_alembic_version")
-
-    (host / "migrations" / "versions" / "host1.py").write_text(HOST_REVISION)
-    alembic("upgrade", "heads", cwd=host)
-    with empty_database.connect() as connection:
-        assert connection.scalar(text("SELECT version FROM host_table")) == "1.3.0"
-    alembic("-x", "discard_messages=yes", "downgrade", "messagedb@base", cwd=host)
-    assert not inspect(empty_database).has_schema("message_store")
-
-
-def test_autogenerate_proposes_nothing_about_the_store(host: Path, empty_database: Engine) -> None:
-    alembic("-n", "messagedb", "upgrade", "head", cwd=host)
-    alembic("revision", "--autogenerate", "-m", "host", cwd=host)
-    (revision,) = (host / "migrations" / "versions").glob("*.py")
-    assert re.search(r"def upgrade\(\) -> None:\n.*pass", revision.read_text(), re.DOTALL)
 
 
 @pytest.mark.parametrize("include_schemas", [True, False])
