@@ -1,10 +1,27 @@
-"""What a database driver says about an error, by one name each: psycopg2, psycopg and asyncpg differ."""
+"""What database drivers say of an error and of a connection, by one name each: psycopg2, psycopg, asyncpg differ."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
+
+# libpq's PQTRANS_IDLE
+_IDLE = 0
+
+
+def can_autocommit(connection: Any) -> bool:
+    """Whether the driver's connection may be switched to autocommit without a loss.
+
+    Not inside a transaction, which a listener of the engine's may have begun, and not where the engine is read-only,
+    which drivers keep in transactions only that they begin themselves.
+    """
+    if getattr(connection, "readonly", None) or getattr(connection, "read_only", None):
+        return False
+    own = getattr(connection, "driver_connection", connection)
+    if hasattr(own, "is_in_transaction"):
+        return not own.is_in_transaction()
+    return bool(own.info.transaction_status == _IDLE)
 
 
 class Refusal(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from reprlib import Repr
 
 __all__ = [
@@ -113,6 +114,7 @@ _repr.maxlevel = 4
 def _shown(value: object) -> str:
     # Short, whatever the size of the value; and an error about a value must not fail on it.
     try:
-        return _repr.repr(value)
+        # A URL may be among them.
+        return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:***@", _repr.repr(value))
     except Exception:  # noqa: BLE001
         return object.__repr__(value)

@@ -7,15 +7,20 @@ from typing import TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
+from messagedb_sa.driver import can_autocommit
 from messagedb_sa.operations import Operation
 
 T = TypeVar("T")
+
+# An engine's own options may ask for server-side cursors, which autocommit mode does not have.
+_FETCHED_AT_ONCE = {"stream_results": False, "yield_per": None}
 
 
 def run_joined(connection: Connection, operation: Operation[T]) -> T:
     """Run it in the transaction that the connection is in."""
     try:
-        rows = connection.execute(operation.statement, operation.parameters).fetchall()
+        result = connection.execute(operation.statement, operation.parameters, execution_options=_FETCHED_AT_ONCE)
+        rows = result.fetchall()
     except DBAPIError as error:
         ours = operation.error(error)
         if ours is None:
@@ -32,6 +37,10 @@ def run_alone(connection: Connection, operation: Operation[T]) -> T:
     """
     driver = connection.connection.dbapi_connection
     assert driver is not None
+    if not can_autocommit(driver):
+        result = run_joined(connection, operation)
+        connection.commit()
+        return result
     before, driver.autocommit = driver.autocommit, True
     try:
         return run_joined(connection, operation)

@@ -17,7 +17,6 @@ from sqlalchemy import (
     SQLColumnExpression,
     String,
     TableValuedAlias,
-    Uuid,
     bindparam,
     cast,
 )
@@ -273,7 +272,7 @@ def _json(name: str, value: object) -> ColumnElement[Any]:
 def _uuid_text(name: str, value: object) -> ColumnElement[Any]:
     argument = _text(name, str(value) if isinstance(value, UUID) else value)
     # PostgreSQL does not turn a uuid into the varchar parameter by itself.
-    return cast(argument, String) if isinstance(argument.type, Uuid) else argument
+    return argument if isinstance(argument.type, String) else cast(argument, String)
 
 
 def _named(name: str, argument: ColumnElement[Any]) -> ColumnElement[Any]:

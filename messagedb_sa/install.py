@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
 
-from alembic import command
+from alembic import command, context, op
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine
 
 from messagedb_sa.errors import InvalidArgument
-from messagedb_sa.revisions import MIGRATIONS, MigrationRefused, wait_for_turn
+from messagedb_sa.revisions import MIGRATIONS, MigrationRefused, version_table_schema, wait_for_turn
 from messagedb_sa.schema import VERSION_TABLE
 
 __all__ = ["MigrationRefused", "current", "downgrade", "upgrade"]
@@ -34,7 +34,7 @@ def upgrade(bind: Engine | Connection, revision: str = "head", *, role: bool = T
 
     Raises MigrationRefused where the schema message_store holds something else than Message DB 1.1 to 1.3.
     """
-    with _config(bind, f"role={'on' if role else 'off'}") as config, _alembic:
+    with _config(bind, f"role={'on' if role else 'off'}") as config:
         command.upgrade(config, revision)
 
 
@@ -44,14 +44,15 @@ def downgrade(bind: Engine | Connection, revision: str = "base", *, discard_mess
     Raises MigrationRefused, which says how many there are, rather than lose messages, unless ``discard_messages``.
     The role message_store stays if anything else uses it, in this database or another.
     """
-    with _config(bind, f"discard_messages={'yes' if discard_messages else 'no'}") as config, _alembic:
+    with _config(bind, f"discard_messages={'yes' if discard_messages else 'no'}") as config:
         command.downgrade(config, revision)
 
 
 def current(bind: Engine | Connection) -> str | None:
     """The revision of the database's store, None if Alembic did not install one here."""
     with _connection(bind) as connection:
-        return MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE}).get_current_revision()
+        record = {"version_table": VERSION_TABLE, "version_table_schema": version_table_schema(connection)}
+        return MigrationContext.configure(connection, opts=record).get_current_revision()
 
 
 @contextmanager
@@ -63,7 +64,20 @@ def _config(bind: Engine | Connection, *x_arguments: str) -> Iterator[Config]:
         # Before the process's lock: whoever holds that one never waits for another database transaction.
         wait_for_turn(connection)
         config.attributes["connection"] = connection
-        yield config
+        with _alembic, _inside_another_migration():
+            yield config
+
+
+@contextmanager
+def _inside_another_migration() -> Iterator[None]:
+    """A host's own revision may call this: Alembic's ``op`` and ``context`` are then the host's again afterwards."""
+    outer = [getattr(module, "_proxy", None) for module in (context, op)]
+    try:
+        yield
+    finally:
+        for proxy in outer:
+            if proxy is not None:
+                proxy._install_proxy()
 
 
 @contextmanager
@@ -73,7 +87,9 @@ def _connection(bind: Engine | Connection) -> Iterator[Connection]:
     elif isinstance(bind, Engine):
         # Whoever waited for a turn must see what the other did: no snapshot from before the wait, and one transaction.
         with bind.connect() as connection:
-            connection.execution_options(isolation_level="READ COMMITTED")
+            # What the engine's listeners may have begun.
+            connection.commit()
+            connection.execution_options(isolation_level="READ COMMITTED", schema_translate_map=None)
             with connection.begin():
                 yield connection
     else:

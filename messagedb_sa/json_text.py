@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from math import isfinite
 from typing import Any
@@ -26,12 +27,24 @@ class JSONCodec:
         """None for None: no value, not JSON's null."""
         if value is None:
             return None
+        if self._serializer:
+            return self._encode_as_the_engine_does(argument, value, self._serializer)
         try:
-            encoded: str = self._serializer(value) if self._serializer else _dumps(value)
+            encoded = _dumps(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgument(argument, value, _flaw(value) or f"has no JSON form: {error}") from error
         # An escaped backslash before u0000 is no NUL: the value itself has to tell.
-        if ("\\u0000" in encoded or not encoded.isascii()) and (flaw := _flaw(value) or unstorable(encoded)):
+        if ("\\u0000" in encoded or not encoded.isascii()) and (flaw := _flaw(value)):
+            raise InvalidArgument(argument, value, flaw)
+        return encoded
+
+    def _encode_as_the_engine_does(self, argument: str, value: Any, serializer: Callable[[Any], str | bytes]) -> str:
+        try:
+            encoded = serializer(value)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InvalidArgument(argument, value, f"has no JSON form: {error}") from error
+        encoded = encoded.decode() if isinstance(encoded, bytes) else encoded
+        if flaw := "holds a NUL character" if _NUL.search(encoded) else unstorable(encoded):
             raise InvalidArgument(argument, value, flaw)
         return encoded
 
@@ -46,6 +59,24 @@ class JSONCodec:
             # The interpreter refuses to read integers of over 4,300 digits; PostgreSQL keeps up to 131,072.
             values = json.loads(document, parse_int=lambda digits: int(Decimal(digits)))
         return values
+
+
+# Preceded by an even number of backslashes, for an escaped one begins no escape.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+# PostgreSQL's numeric has at most 131,072 digits before the point: these many bits.
+_LONGEST_INTEGER = 435_412
+
+
+def is_json(texts: str | Sequence[str | None] | None) -> bool:
+    """Whether it, or each of them, is JSON to PostgreSQL, which has no NaN and no lone surrogates."""
+    for text in [texts] if texts is None or isinstance(texts, str) else texts:
+        try:
+            if text is not None and _flaw(json.loads(text)):
+                return False
+        except ValueError:
+            return False
+    return True
 
 
 def _dumps(value: Any) -> str:
@@ -84,11 +115,17 @@ def _dumps_long_integers(value: Any) -> str:
     return _dumps(value)
 
 
+def _is_too_long(value: int) -> bool:
+    return value.bit_length() > _LONGEST_INTEGER
+
+
 def _flaw(value: Any, path: str = "") -> str | None:
     """The first thing in the value that JSON or PostgreSQL can't hold, and where; None if nothing is found."""
     at = f"at {path}: " if path else ""
-    if value is None or isinstance(value, (bool, int)):
+    if value is None or isinstance(value, bool):
         return None
+    if isinstance(value, int):
+        return f"{at}an integer of {value.bit_length()} bits is more than jsonb holds" if _is_too_long(value) else None
     if isinstance(value, str):
         return f"{at}{flaw}" if (flaw := unstorable(value)) else None
     if isinstance(value, float):

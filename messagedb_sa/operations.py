@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import timezone
+from datetime import datetime, timezone
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
 from typing import cast as cast_type
@@ -19,6 +19,7 @@ from sqlalchemy import (
     ARRAY,
     CTE,
     BigInteger,
+    BindParameter,
     ColumnElement,
     Dialect,
     Executable,
@@ -41,6 +42,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql import visitors
 from sqlalchemy.types import TypeEngine
 
 from messagedb_sa import arguments, functions
@@ -54,7 +56,7 @@ from messagedb_sa.errors import (
     StoreNotInstalled,
     WrongExpectedVersion,
 )
-from messagedb_sa.json_text import JSONCodec
+from messagedb_sa.json_text import JSONCodec, is_json
 from messagedb_sa.message import Message, MessageInput, NewMessage, StreamWrite
 from messagedb_sa.schema import message_columns, messages
 
@@ -102,12 +104,14 @@ class Operation(Generic[T]):
             return DuplicateMessageId(found[1] if found else self.parameters.get("id"))
         if state == "40001" or (state == "23505" and constraint == "messages_stream"):
             return self._lost_race(refused)
-        # A query of the caller's own may as well lack a table or function of the caller's own.
-        if state in _NOT_INSTALLED and (not self.own_sql or state == "3F000" or "message_store.messages" in message):
+        # SQL of the caller's own may as well lack a table or function of the caller's own.
+        lacking = "message_store.messages" if self.own_sql and state != "3F000" else "message_store"
+        if state in _NOT_INSTALLED and lacking in message:
             return StoreNotInstalled(message)
         if state in _BAD_JSON and "data" in self.parameters:
+            argument = next((name for name in ("data", "metadata") if not is_json(self.parameters[name])), "data")
             reason = f"the engine's json_serializer made this: {message}"
-            return InvalidArgument("data", self.parameters["data"], reason)
+            return InvalidArgument(argument, self.parameters[argument], reason)
         return None
 
     def _lost_race(self, refused: Refusal) -> WrongExpectedVersion | None:
@@ -312,7 +316,12 @@ class Operations:
             "consumer_group_member": member,
             "consumer_group_size": size,
         }
-        return Operation(_as_messages(sql), parameters, self._messages, own_sql=True)
+        statement, bound = _as_messages(sql)
+        parameters = {name: value for name, value in parameters.items() if name not in bound}
+        return Operation(statement, parameters, self._own_messages, own_sql=True)
+
+    def _own_messages(self, rows: Sequence[Any]) -> list[Message]:
+        return self._messages([(*row[:-1], _naive_utc(row[-1])) for row in rows])
 
     def _messages(self, rows: Sequence[Any]) -> list[Message]:
         if not rows:
@@ -376,8 +385,15 @@ def _optional(argument: str, value: str | None) -> str | None:
     return None if value is None else arguments.text(argument, value)
 
 
-def _as_messages(sql: str | Executable) -> Executable:
-    """The caller's query as one whose columns have the types of Message DB's ``message``, whatever they were."""
+def _naive_utc(time: datetime | None) -> datetime:
+    if time is None:
+        raise InvalidArgument("sql", time, "returns a message without a time")
+    return time if time.tzinfo is None else time.astimezone(timezone.utc).replace(tzinfo=None)
+
+
+def _as_messages(sql: str | Executable) -> tuple[Executable, set[str]]:
+    """The caller's query as one whose columns have the types of Message DB's ``message``, whatever they were; and the
+    names of the parameters that it has values for."""
     if isinstance(sql, str):
         sql = text(_with_named_binds(arguments.text("sql", sql)))
     if isinstance(sql, TextClause):
@@ -388,9 +404,11 @@ def _as_messages(sql: str | Executable) -> Executable:
     missing = [each.name for each in message_columns() if each.name not in query.c]
     if missing:
         raise InvalidArgument("sql", sql, f"returns no column {', '.join(missing)}")
-    return select(
+    statement = select(
         *(query.c[each.name] if each.name == "time" else cast(query.c[each.name], each.type) for each in _RAW)
     )
+    parameters = (each for each in visitors.iterate(statement) if isinstance(each, BindParameter))
+    return statement, {str(each.key) for each in parameters if not each.required}
 
 
 def _with_named_binds(sql: str) -> str:

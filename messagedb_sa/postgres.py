@@ -112,9 +112,9 @@ def temporary_database(server_url: str, *, template: str | None = None) -> Itera
     quoted = engine.dialect.identifier_preparer.quote_identifier
     owner = os.getpid()
     copied = "" if template is None else f" TEMPLATE {quoted(template)}"
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {quoted(name)}{copied}")
     try:
+        with engine.connect() as connection:
+            connection.exec_driver_sql(f"CREATE DATABASE {quoted(name)}{copied}")
         yield url.set(database=name).render_as_string(hide_password=False)
     finally:
         if os.getpid() == owner:
@@ -137,7 +137,7 @@ def _checked(settings: Mapping[str, str]) -> dict[str, str]:
     checked = {}
     for name, value in settings.items():
         known_as = name.lower()
-        if not re.fullmatch(r"[a-z_][a-z0-9_$.]*", known_as) or "\0" in value:
+        if not re.fullmatch(r"[a-z_][a-z0-9_$.]*", known_as) or not isinstance(value, str) or "\0" in value:
             raise PostgresNotStarted(f"no server setting: {name!r} = {value!r}")
         if known_as in _FIXED_SETTINGS:
             raise PostgresNotStarted(f"the setting {name} of a throwaway server cannot be changed")

@@ -69,9 +69,14 @@ def messagedb_engine(messagedb_url: str) -> Iterator[Engine]:
 def messagedb_store(messagedb_engine: Engine) -> Store:
     """A Store that is empty when the test starts, with global positions from 1. It commits, as any Store does."""
     from sqlalchemy import text
+    from sqlalchemy.exc import OperationalError
 
     from messagedb_sa import Store
 
-    with messagedb_engine.begin() as connection:
-        connection.execute(text("TRUNCATE message_store.messages RESTART IDENTITY"))
+    try:
+        with messagedb_engine.begin() as connection:
+            connection.execute(text("SET LOCAL lock_timeout = '5s'"))
+            connection.execute(text("TRUNCATE message_store.messages RESTART IDENTITY"))
+    except OperationalError as error:
+        pytest.fail(f"the store cannot be emptied: a test before this one left a transaction open\n{error.orig}")
     return Store(messagedb_engine)

@@ -8,11 +8,12 @@ from importlib import resources
 
 from alembic import op
 from alembic.util import CommandError
-from sqlalchemy import Connection, func, literal_column, select, text
+from sqlalchemy import Connection, TextClause, func, literal_column, select, text
 from sqlalchemy.exc import DBAPIError
 
 from messagedb_sa.driver import refusal
 from messagedb_sa.errors import InvalidArgument, MessageDBError
+from messagedb_sa.schema import SCHEMA, VERSION_TABLE
 
 # The advisory lock that upgrades take: any pair that nobody else takes. Message DB's own locks have one 64-bit key.
 _LOCK = (1297302594, 1)
@@ -26,16 +27,20 @@ class MigrationRefused(MessageDBError, CommandError):
     """A revision would lose messages, or found something that is no Message DB; nothing was changed."""
 
 
+def statement(revision: str, name: str) -> TextClause:
+    sql = (MIGRATIONS / "sql" / revision / f"{name}.sql").read_text("utf-8")
+    # A single colon before a word would be taken for a bound parameter.
+    return text(re.sub(r"(?<!:):(?=\w)", r"\:", sql))
+
+
 def run(revision: str, *names: str) -> None:
     """Execute files of ``sql/<revision>/``, in this order, online or offline.
 
     What a file refuses with RAISE EXCEPTION becomes MigrationRefused with the same text.
     """
     for name in names:
-        sql = (MIGRATIONS / "sql" / revision / f"{name}.sql").read_text("utf-8")
         try:
-            # A single colon before a word would be taken for a bound parameter.
-            op.execute(text(re.sub(r"(?<!:):(?=\w)", r"\:", sql)))
+            op.execute(statement(revision, name))
         except DBAPIError as error:
             refused = refusal(error)
             if refused.state != "P0001":
@@ -51,7 +56,7 @@ def switch(name: str, *, default: bool) -> bool:
     if value is None:
         return default
     if value not in ("on", "yes", "off", "no"):
-        raise CommandError(f"-x {name}={value}: say on or off")
+        raise CommandError(f"-x {name}={value}: say yes or no, or on or off")
     return value in ("on", "yes")
 
 
@@ -65,6 +70,20 @@ def warn_without_role() -> None:
             "installed; grant your application's own role what it needs, as the README shows",
             op.get_bind().scalar(select(literal_column("current_user"))),
         )
+
+
+def version_table_schema(connection: Connection) -> str:
+    """The schema where Alembic's record of our revisions is, or is to be.
+
+    Where there is one it is used, whatever the search_path; else it comes into the current schema, or where the
+    migrating role may not create anything there, into message_store.
+    """
+    recorded = text(
+        "SELECT nspname FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace"
+        " WHERE relname = :name AND relkind = 'r' ORDER BY nspname = current_schema() DESC NULLS LAST, nspname LIMIT 1"
+    )
+    free = text("SELECT current_schema() WHERE has_schema_privilege(current_schema(), 'CREATE')")
+    return connection.scalar(recorded, {"name": VERSION_TABLE}) or connection.scalar(free) or SCHEMA
 
 
 def wait_for_turn(connection: Connection) -> None:

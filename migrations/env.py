@@ -9,8 +9,8 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, NullPool, engine_from_config
 
-from messagedb_sa.revisions import wait_for_turn
-from messagedb_sa.schema import VERSION_TABLE
+from messagedb_sa.revisions import statement, version_table_schema, wait_for_turn
+from messagedb_sa.schema import SCHEMA, VERSION_TABLE
 from messagedb_sa.urls import with_driver
 
 config = context.config
@@ -35,7 +35,10 @@ def database_url() -> URL:
 
 def run_on(connection: Connection) -> None:
     wait_for_turn(connection)
-    context.configure(connection=connection, version_table=VERSION_TABLE)
+    schema = version_table_schema(connection)
+    if schema == SCHEMA:
+        connection.execute(statement("0001", "schema"))
+    context.configure(connection=connection, version_table=VERSION_TABLE, version_table_schema=schema)
     context.run_migrations()
 
 

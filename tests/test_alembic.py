@@ -109,7 +109,7 @@ def test_a_switch_that_is_neither_on_nor_off_is_refused(empty_database: Engine) 
     done = alembic(
         "-x", f"url={url_of(empty_database)}", "-x", "role=maybe", "upgrade", "head", cwd=REPOSITORY, check=False
     )
-    assert "-x role=maybe: say on or off" in done.stderr + done.stdout
+    assert "-x role=maybe: say yes or no" in done.stderr + done.stdout
     assert install.current(empty_database) is None
 
 
@@ -226,6 +226,26 @@ def test_the_section_may_name_a_database_of_its_own(host: Path, messagedb_server
             ini.write(f"sqlalchemy.url = {in_ini(url)}\n")
         alembic("-n", "messagedb", "upgrade", "head", cwd=host)
         assert install.current(create_engine(url, poolclass=NullPool)) == HEAD
+
+
+def test_a_revision_of_the_hosts_may_install_the_store_itself(host: Path, empty_database: Engine) -> None:
+    (host / "migrations" / "versions" / "host1.py").write_text(
+        """
+from alembic import context, op
+from messagedb_sa import install
+revision, down_revision, branch_labels, depends_on = "host1", None, None, None
+def upgrade():
+    op.execute("CREATE TABLE before (n int)")
+    install.upgrade(op.get_bind())
+    op.execute("CREATE TABLE after (n int)")
+    assert context.get_context() is op.get_context()
+def downgrade():
+    pass
+"""
+    )
+    alembic("upgrade", "head", cwd=host)
+    assert install.current(empty_database) == HEAD
+    assert inspect(empty_database).has_table("after")
 
 
 @pytest.mark.parametrize("include_schemas", [True, False])

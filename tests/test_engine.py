@@ -7,11 +7,12 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import create_engine, func, select
+from sqlalchemy import create_engine, event, func, select, text
+from sqlalchemy.exc import DBAPIError
 
-from messagedb_sa import DuplicateMessageId, Store, schema
+from messagedb_sa import DuplicateMessageId, Store, WrongExpectedVersion, schema
 
-from .conftest import as_role
+from .conftest import DRIVERS, as_role, store_on
 
 
 def numbers(messages: Any) -> list[Any]:
@@ -92,3 +93,50 @@ def test_the_role_message_store_can_do_all_of_it(messagedb_engine: Any, store: S
     assert caught.value.id == str(id)
     with store.engine.connect() as connection:
         assert connection.scalar(select(func.count()).select_from(schema.category_type_summary)) == 4
+
+
+@pytest.mark.parametrize("options", [{"stream_results": True}, {"yield_per": 2}])
+def test_an_engine_that_asks_for_server_side_cursors_will_do(
+    messagedb_url: str, store: Store, options: dict[str, Any]
+) -> None:
+    engine = create_engine(messagedb_url, execution_options=options)
+    own = Store(engine)
+    own.write_batch("account-1", [("Opened", {"n": n}) for n in range(5)])
+    assert numbers(own.read("account-1")) == list(range(5))
+    with engine.begin() as connection:
+        assert numbers(Store(connection).read("account-1")) == list(range(5))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("when", ["connect", "checkout", "engine_connect"])
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_in_a_transaction_that_a_listener_began_a_call_is_committed_all_the_same(
+    messagedb_url: str, store: Store, driver: str, when: str
+) -> None:
+    with store_on(driver, messagedb_url) as listened:
+
+        def set_tenant(connection: Any, *_: Any) -> None:
+            if when == "engine_connect":
+                connection.execute(text("SELECT set_config('app.tenant', 'seven', false)"))
+            else:
+                cursor = connection.cursor()
+                cursor.execute("SELECT set_config('app.tenant', 'seven', false)")
+                cursor.close()
+
+        event.listen(listened.engine, when, set_tenant)
+        assert [listened.write("account-1", "Opened", {}) for _ in range(3)] == [0, 1, 2]
+        assert store.stream_version("account-1") == 2
+        with pytest.raises(WrongExpectedVersion):
+            listened.write("account-1", "Opened", {}, expected_version=7)
+        assert listened.write("account-1", "Opened", {}, expected_version=2) == 3
+    assert store.stream_version("account-1") == 3
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_a_read_only_engine_reads_and_does_not_write(messagedb_url: str, store: Store, driver: str) -> None:
+    store.write("account-1", "Opened", {"n": 1})
+    with store_on(driver, messagedb_url, execution_options={"postgresql_readonly": True}) as reader:
+        assert numbers(reader.read("account-1")) == [1]
+        with pytest.raises(DBAPIError, match="read-only transaction"):
+            reader.write("account-1", "Opened", {})
+    assert store.stream_version("account-1") == 0

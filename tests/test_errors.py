@@ -80,6 +80,21 @@ def test_a_mistake_in_the_callers_own_sql_stays_the_drivers_error(each_store: St
         each_store.read("account", "SELECT 1 AS id")
 
 
+@pytest.mark.parametrize("condition", ["data->>'n' > 5", "no_such_function(type)", "type IN (SELECT x FROM nowhere)"])
+def test_a_mistake_in_a_condition_stays_the_drivers_error(messagedb_url: str, store: Store, condition: str) -> None:
+    allowed = Store.from_url(messagedb_url, connect_args={"options": "-c message_store.sql_condition=on"})
+    with pytest.raises(ProgrammingError, match="does not exist"):
+        allowed.read_stream("account-1", condition=condition)
+    allowed.engine.dispose()
+
+
+def test_the_password_of_a_url_is_not_shown() -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        Store("postgresql://joe:s3cret@localhost/app")  # type: ignore[arg-type]
+    assert "s3cret" not in str(caught.value)
+    assert "joe" in str(caught.value)
+
+
 def test_a_missing_privilege_stays_the_drivers_error(
     messagedb_engine: Engine, store: Store, login: Callable[..., str]
 ) -> None:

@@ -219,6 +219,11 @@ def test_one_statement_writes_a_message_for_each_row(connection: Connection) -> 
     assert last.id == str(connection.scalar(select(accounts.c.command_id).where(accounts.c.number == 2)))
 
 
+def test_the_database_may_make_the_id(connection: Connection) -> None:
+    for id in (func.gen_random_uuid(), select(accounts.c.command_id).limit(1).scalar_subquery()):
+        assert connection.execute(select(functions.write_message(id, "id-1", "T", {}))).scalar_one() >= 0
+
+
 def test_none_and_an_empty_object_are_told_apart(connection: Connection) -> None:
     connection.execute(select(functions.write_message(uuid4(), "none-1", "T", None, {})))
     row = connection.execute(text("SELECT data, metadata FROM message_store.messages WHERE stream_name = 'none-1'"))

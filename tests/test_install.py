@@ -10,7 +10,7 @@ from threading import Barrier
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine, inspect, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, inspect, text
 
 from messagedb_sa import InvalidArgument, Store, install
 from messagedb_sa.install import MigrationRefused
@@ -212,21 +212,67 @@ def test_who_may_create_roles_needs_to_be_no_superuser(
         assert not role_exists(engine)
 
 
-def test_a_schema_made_beforehand_is_enough_without_create_on_the_database(
-    messagedb_server_url: str, login: Callable[..., str]
+@pytest.mark.parametrize("given", ["a schema", "create on the database"])
+def test_who_may_create_nothing_elsewhere_has_all_of_it_in_the_stores_schema(
+    messagedb_server_url: str, login: Callable[..., str], given: str
 ) -> None:
-    owner = login("messagedb_guest")
+    guest = login("messagedb_guest")
     with temporary_database(messagedb_server_url) as url:
-        admin = create_engine(url)
+        admin = create_engine(url, poolclass=NullPool)
         with admin.begin() as connection:
-            connection.execute(text(f"CREATE SCHEMA message_store AUTHORIZATION {owner}"))
-            connection.execute(text(f"GRANT CREATE, USAGE ON SCHEMA public TO {owner}"))
-        engine = as_role(admin, owner)
+            connection.execute(text("REVOKE CREATE ON SCHEMA public FROM public"))
+            if given == "a schema":
+                connection.execute(text(f"CREATE SCHEMA message_store AUTHORIZATION {guest}"))
+            else:
+                connection.execute(text(f"GRANT CREATE ON DATABASE {admin.url.database} TO {guest}"))
+        engine = as_role(admin, guest)
+        assert install.current(engine) is None
+        install.upgrade(engine)
+        install.upgrade(engine)
+        assert install.current(engine) == HEAD
+        assert inspect(engine).has_table("messagedb_alembic_version", schema="message_store")
+        assert Store(engine).write("account-1", "Opened", {}) == 0
+        install.downgrade(engine, discard_messages=True)
+        assert install.current(engine) is None
+        assert inspect(engine).get_table_names(schema="message_store") == ["messagedb_alembic_version"]
         install.upgrade(engine)
         assert Store(engine).write("account-1", "Opened", {}) == 0
         with admin.begin() as connection:
-            connection.execute(text(f"DROP OWNED BY {owner}"))
-        admin.dispose()
+            connection.execute(text(f"DROP OWNED BY {guest}"))
+
+
+@pytest.mark.parametrize("later", ["", "other", "message_store", "pg_catalog"])
+def test_the_search_path_does_not_hide_what_is_installed(empty_database: Engine, later: str) -> None:
+    install.upgrade(empty_database)
+    with empty_database.begin() as connection:
+        connection.execute(text("CREATE SCHEMA other"))
+    elsewhere = create_engine(
+        empty_database.url, poolclass=NullPool, connect_args={"options": f"-c search_path={later}"}
+    )
+    assert install.current(elsewhere) == HEAD
+    install.upgrade(elsewhere)
+    install.downgrade(elsewhere)
+    assert install.current(empty_database) is None
+
+
+def test_an_empty_search_path_is_no_hindrance(empty_database: Engine) -> None:
+    engine = create_engine(empty_database.url, poolclass=NullPool, connect_args={"options": "-c search_path="})
+    install.upgrade(engine)
+    assert install.current(engine) == install.current(empty_database) == HEAD
+
+
+def test_what_an_engine_does_to_its_connections_is_no_hindrance(empty_database: Engine) -> None:
+    engine = create_engine(empty_database.url, poolclass=NullPool).execution_options(
+        schema_translate_map={None: "elsewhere"}
+    )
+
+    @event.listens_for(engine, "engine_connect")
+    def set_timeout(connection: Connection) -> None:
+        connection.execute(text("SET statement_timeout = 60000"))
+
+    install.upgrade(engine)
+    install.upgrade(engine)
+    assert install.current(engine) == install.current(empty_database) == HEAD
 
 
 # ---- downgrading
@@ -311,5 +357,13 @@ def test_a_table_messages_that_is_no_message_db_is_refused(empty_database: Engin
     with empty_database.begin() as connection:
         connection.execute(text("CREATE SCHEMA message_store"))
         connection.execute(text("CREATE TABLE message_store.messages (id int)"))
+    with pytest.raises(MigrationRefused, match="this is no Message DB"):
+        install.upgrade(empty_database)
+
+
+def test_a_type_message_that_is_not_message_dbs_is_refused(empty_database: Engine) -> None:
+    with empty_database.begin() as connection:
+        connection.execute(text("CREATE SCHEMA message_store"))
+        connection.execute(text("CREATE TYPE message_store.message AS ENUM ('a')"))
     with pytest.raises(MigrationRefused, match="this is no Message DB"):
         install.upgrade(empty_database)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -123,15 +125,44 @@ def test_what_the_engines_serializer_refuses_names_the_value(messagedb_url: str,
     engine.dispose()
 
 
-def test_what_the_engines_serializer_makes_of_nan_is_refused_with_our_error(messagedb_url: str, store: Store) -> None:
+def test_what_the_engines_serializer_makes_of_nan_is_refused_by_name(messagedb_url: str, store: Store) -> None:
     engine = create_engine(messagedb_url, json_serializer=json.dumps)
-    own = Store(engine)
-    with pytest.raises(InvalidArgument, match="json_serializer"):
-        own.write("json-1", "T", {"a": float("nan")})
-    with pytest.raises(InvalidArgument, match="json_serializer"):
-        own.write_batch("json-1", [("T", {}), ("T", {"a": float("nan")})])
+    own, nan = Store(engine), {"a": float("nan")}
+    writes: list[tuple[Callable[[], object], str]] = [
+        (lambda: own.write("json-1", "T", nan), "data"),
+        (lambda: own.write("json-1", "T", {}, nan), "metadata"),
+        (lambda: own.write("json-1", "T", {}, {"a": "\ud800"}), "metadata"),
+        (lambda: own.write_batch("json-1", [("T", {}), ("T", {}, nan)]), "metadata"),
+    ]
+    for write, argument in writes:
+        with pytest.raises(InvalidArgument, match="json_serializer") as caught:
+            write()
+        assert caught.value.argument == argument
     assert store.read("json-1") == []
     engine.dispose()
+
+
+@pytest.mark.parametrize("ensure_ascii", [True, False])
+def test_the_engines_serializer_decides_what_has_a_json_form(
+    messagedb_url: str, store: Store, ensure_ascii: bool
+) -> None:
+    def serialize(value: Any) -> bytes:
+        return json.dumps(value, default=str, ensure_ascii=ensure_ascii).encode()
+
+    engine = create_engine(messagedb_url, json_serializer=serialize)
+    own = Store(engine)
+    own.write("json-1", "T", {"when": datetime(2026, 1, 1), "é": "\\u0000 with its backslash"})
+    assert store.read("json-1")[0].data == {"when": "2026-01-01 00:00:00", "é": "\\u0000 with its backslash"}
+    with pytest.raises(InvalidArgument, match="NUL"):
+        own.write("json-1", "T", "\\\0")
+    engine.dispose()
+
+
+def test_an_integer_longer_than_postgresql_keeps_is_refused(store: Store) -> None:
+    store.write("json-1", "T", 10**131_071)
+    assert store.read("json-1")[0].data == 10**131_071
+    with pytest.raises(InvalidArgument, match=r"at \['n'\]: an integer of \d+ bits"):
+        store.write("json-1", "T", {"n": 10**140_000})
 
 
 def test_nesting_beyond_what_python_can_walk_is_refused(store: Store) -> None:

@@ -46,6 +46,26 @@ def test_it_works_under_xdist(pytester: pytest.Pytester) -> None:
     pytester.runpytest_subprocess("-n", "2").assert_outcomes(passed=8)
 
 
+def test_a_test_that_leaves_a_transaction_open_fails_the_next_and_does_not_hang_it(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from sqlalchemy import text
+
+        left_open = []
+
+        def test_first(messagedb_store, messagedb_engine):
+            left_open.append(messagedb_engine.connect())
+            left_open[0].execute(text("SELECT * FROM message_store.messages"))
+
+        def test_second(messagedb_store):
+            pass
+        """
+    )
+    outcome = pytester.runpytest_subprocess()
+    outcome.assert_outcomes(passed=1, errors=1)
+    outcome.stdout.fnmatch_lines(["*a test before this one left a transaction open*"])
+
+
 @pytest.mark.parametrize("given", ["option", "environment"])
 def test_a_server_that_exists_can_be_used_and_is_left_as_it_was(
     pytester: pytest.Pytester, messagedb_server_url: str, monkeypatch: pytest.MonkeyPatch, given: str

@@ -330,6 +330,22 @@ def test_own_sql_gets_the_consumer_group_too(filled: Store) -> None:
     assert numbers(filled.read("account", own)) == list(range(10))
 
 
+def test_times_of_own_sql_are_utc_whatever_the_sessions_time_zone(filled: Store) -> None:
+    (expected,) = filled.read_stream("account-1", 0, 1)
+    own = (
+        "SELECT id, stream_name, type, position, global_position, data, metadata, time AT TIME ZONE 'utc' AS time"
+        " FROM message_store.messages, set_config('timezone', 'Asia/Tokyo', true) ORDER BY global_position LIMIT 1"
+    )
+    assert filled.read("account-1", own) == [expected]
+
+
+def test_a_value_bound_in_the_callers_query_is_kept(filled: Store) -> None:
+    own = text("SELECT * FROM message_store.get_stream_messages(:stream_name, :position)")
+    assert numbers(filled.read("account-1", own.bindparams(position=2))) == [6, 9]
+    bound = select(schema.messages).where(schema.messages.c.global_position == bindparam("position", 3))
+    assert numbers(filled.read("account-1", bound)) == [2]
+
+
 # ---- conditions
 
 

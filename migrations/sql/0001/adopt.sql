@@ -8,8 +8,10 @@ BEGIN
     IF installed OPERATOR(pg_catalog.!~) '^1\.[123](\.|$)' THEN
       RAISE EXCEPTION 'Message DB % is in this database; only 1.1, 1.2 and 1.3 can be taken over', installed;
     END IF;
-  ELSIF pg_catalog.to_regclass('message_store.messages') IS NOT NULL THEN
-    RAISE EXCEPTION 'message_store.messages exists, but message_store_version() does not: this is no Message DB';
+  ELSIF pg_catalog.to_regclass('message_store.messages') IS NOT NULL
+    OR pg_catalog.to_regtype('message_store.message') IS NOT NULL
+  THEN
+    RAISE EXCEPTION 'the schema message_store is in use, but has no message_store_version(): this is no Message DB';
   END IF;
 END
 $$
