@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, NullPool, create_engine, text
 
 from messagedb_sa import Store, install
 
@@ -107,6 +107,20 @@ def test_every_message_stays_where_it_is_and_everything_works(upstream: Path, em
     assert last is not None
     assert store.write("account-0", "Deposited", {"n": 300}, expected_version=last.position) == last.position + 1
     assert store.read("$all")[-1].global_position == 301
+
+
+def test_writers_and_readers_go_on_while_it_is_taken_over(upstream: Path, empty_database: Engine) -> None:
+    install_as_upstream_does(empty_database, upstream)
+    options = "-c lock_timeout=2000 -c search_path=message_store"
+    others = create_engine(empty_database.url, poolclass=NullPool, connect_args={"options": options})
+    with empty_database.connect() as upgrading:
+        install.upgrade(upgrading)
+        with others.begin() as connection:
+            written = "SELECT write_message(gen_random_uuid()::varchar, 'account-1', 'Opened', '{}')"
+            assert connection.scalar(text(written)) == 0
+            assert len(connection.execute(text("SELECT * FROM get_stream_messages('account-1')")).all()) == 1
+        upgrading.commit()
+    assert Store(empty_database).stream_version("account-1") == 0
 
 
 def test_the_catalog_is_that_of_a_new_install(upstream: Path, empty_database: Engine, messagedb_engine: Engine) -> None:

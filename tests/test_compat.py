@@ -540,7 +540,7 @@ def test_the_original_and_ours_read_the_same(pair: Pair) -> None:
 @pytest.mark.parametrize(
     "call",
     [
-        ("write", ("a-1", "Opened", {"n": object()})),
+        ("write", ("a-1", "Opened", {"n": {1}})),
         ("write", ("a-1", "Opened", {"n": float("inf")})),
         ("write", ("a-1\nb", "Opened", {}, None, 5)),
         ("write_batch", ("a-1", [("Opened",)])),

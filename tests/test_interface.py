@@ -962,7 +962,7 @@ def test_a_debug_setting_makes_a_read_report_the_query_that_it_built(
 ) -> None:
     run(connection, "SET LOCAL message_store.sql_condition = 'on'", "SET LOCAL message_store.debug = 'on'")
     told = "\n".join(notices(caplog, connection, function, **REPORTED[function]))
-    assert re.search(r"SELECT .+ FROM message_store\.messages WHERE .+ AND \(75 = 75\) ORDER BY .+ LIMIT", told)
+    assert re.search(r"SELECT .+ FROM message_store\.messages WHERE .+ AND \(75 = 75\)\s+ORDER BY .+ LIMIT", told)
 
 
 @pytest.mark.parametrize("function", REPORTED)

@@ -24,7 +24,7 @@ FLOORS = [
     {"operations"},
     {"execution"},
     {"store", "async_store"},
-    {"pytest_plugin"},
+    {"pytest_plugin", "compat"},
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "_postgres_keeper"))
 
@@ -68,7 +68,19 @@ def test_every_module_says_in_its_first_line_what_it_is_for(module: str) -> None
 
 @pytest.mark.parametrize(
     "name",
-    ["", "async_store", "errors", "functions", "install", "message", "postgres", "schema", "store", "stream_name"],
+    [
+        "",
+        "async_store",
+        "compat",
+        "errors",
+        "functions",
+        "install",
+        "message",
+        "postgres",
+        "schema",
+        "store",
+        "stream_name",
+    ],
 )
 def test_all_names_exactly_the_public_names_in_order(name: str) -> None:
     module = importlib.import_module(f"messagedb_sa.{name}" if name else "messagedb_sa")

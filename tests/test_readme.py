@@ -78,6 +78,7 @@ def test_every_block_stands_under_a_heading_that_a_test_below_runs() -> None:
         *((heading, "python") for heading in PAGES),
         ("Async", "console"),
         ("Testing your application", "python"),
+        ("Coming from message-db-py", "python"),
     }
 
 
@@ -196,6 +197,15 @@ def test_the_pages_on_writing_and_reading_run_one_after_the_other(messagedb_url:
         connection.execute(text("DROP TABLE customers, orders"))
     engine.dispose()
     names["allowing"].dispose()
+
+
+def test_the_page_on_coming_from_message_db_py(messagedb_url: str, store: Store) -> None:
+    names: dict[str, Any] = {"url": messagedb_url.replace("+psycopg2", "")}
+    for program in code("Coming from message-db-py", "python"):
+        execute(program, names)
+    assert len(store.read("cart-1")) == 3
+    names["messages"].connection_pool.closeall()
+    names["store_of_app"].engine.dispose()
 
 
 def test_the_page_on_testing(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

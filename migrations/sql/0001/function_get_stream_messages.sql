@@ -30,7 +30,7 @@ BEGIN
     query := pg_catalog.concat(query, ' AND (', get_stream_messages.condition, ')');
   END IF;
 
-  query := pg_catalog.concat(query, ' ORDER BY "position" LIMIT $3');
+  query := pg_catalog.concat(query, E'\n ORDER BY "position" LIMIT $3');
 
   IF pg_catalog.current_setting('message_store.debug', true) OPERATOR(pg_catalog.=) 'on'
     OR pg_catalog.current_setting('message_store.debug_get', true) OPERATOR(pg_catalog.=) 'on'

@@ -13,6 +13,7 @@ AS $$
 DECLARE
   current_version bigint;
   next_position bigint;
+  message_id pg_catalog.uuid;
 BEGIN
   PERFORM message_store.acquire_lock(write_message.stream_name);
 
@@ -24,10 +25,12 @@ BEGIN
   END IF;
 
   next_position := current_version OPERATOR(pg_catalog.+) 1;
+  -- Before the INSERT, which takes a global position from the sequence even when it fails.
+  message_id := write_message.id::pg_catalog.uuid;
 
   INSERT INTO message_store.messages (id, stream_name, "position", type, data, metadata)
   VALUES (
-    write_message.id::pg_catalog.uuid,
+    message_id,
     write_message.stream_name,
     next_position,
     write_message.type,

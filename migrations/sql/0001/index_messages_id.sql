@@ -1,1 +1,8 @@
-CREATE UNIQUE INDEX IF NOT EXISTS messages_id ON message_store.messages (id)
+-- CREATE INDEX IF NOT EXISTS would keep every writer waiting, whether it makes the index or not.
+DO $$
+BEGIN
+  IF pg_catalog.to_regclass('message_store.messages_id') IS NULL THEN
+    CREATE UNIQUE INDEX messages_id ON message_store.messages (id);
+  END IF;
+END
+$$
