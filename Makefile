@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find messagedb_sa migrations -type f -not -path '*/__pycache__/*')
+# A worker for each core, each with a server of its own.
+PYTEST_ARGS ?= -q -n auto --maxprocesses=8
 CHECKED := messagedb_sa migrations tests examples
 MAJORS  := 14 15 16 17
 OLDER   := $(VENV)/sqlalchemy-2.0
@@ -28,12 +30,12 @@ test-all: $(addprefix test-postgresql-,$(MAJORS)) test-sqlalchemy-2.0 ## The tes
 .PHONY: test-postgresql-%
 test-postgresql-%: $(VENV)/installed $(VENV)/postgresql-%/bin/postgres
 	@echo "== PostgreSQL $*"
-	@MESSAGEDB_POSTGRES=$(CURDIR)/$(VENV)/postgresql-$* $(BIN)/pytest -q $(PYTEST_ARGS)
+	@MESSAGEDB_POSTGRES=$(CURDIR)/$(VENV)/postgresql-$* $(BIN)/pytest $(PYTEST_ARGS)
 
 .PHONY: test-sqlalchemy-2.0
 test-sqlalchemy-2.0: $(OLDER)/installed
 	@echo "== SQLAlchemy 2.0"
-	@$(OLDER)/bin/pytest -q $(PYTEST_ARGS)
+	@$(OLDER)/bin/pytest $(PYTEST_ARGS)
 
 .PHONY: check
 check: $(VENV)/installed ## Lint, formatting, types, and what the wheel and the sdist hold
