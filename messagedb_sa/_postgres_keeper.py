@@ -180,6 +180,7 @@ def own_folder(temp: str, account: pwd.struct_passwd | None) -> Iterator[Path]:
             os.chown(folder, account.pw_uid, account.pw_gid)
         yield folder
     finally:
+        end_stragglers(folder / "data")
         release_shared_memory(folder / "data")
         remove(folder)
 
@@ -200,6 +201,15 @@ def remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         if folder.exists():
             time.sleep(0.05)
+
+
+def end_stragglers(data: Path) -> None:
+    """Kill what a postgres that was killed left running: its children notice in their own time, and sometimes late."""
+    # Linux only: elsewhere there is no /proc, and they end when they notice.
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            if link.readlink() == data:
+                os.kill(int(link.parent.name), signal.SIGKILL)
 
 
 def release_shared_memory(data: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from importlib import resources
+from pathlib import Path
 
 from alembic import op
 from alembic.util import CommandError
@@ -20,7 +21,11 @@ _LOCK = (1297302594, 1)
 
 logger = logging.getLogger(__name__)
 
-MIGRATIONS = resources.files("messagedb_sa.migrations")
+try:
+    MIGRATIONS = resources.files("messagedb_sa.migrations")
+except ModuleNotFoundError:
+    # Imported from a checkout of the repository, where the folder lies beside the package.
+    MIGRATIONS = Path(__file__).parents[1] / "migrations"
 
 
 class MigrationRefused(MessageDBError, CommandError):

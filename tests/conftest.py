@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -67,6 +71,25 @@ def as_role(engine: Engine, role: str, **options: Any) -> Engine:
     """An engine on the same database, logged in as another role."""
     url = make_url(engine.url).set(username=role)
     return create_engine(url, **{"poolclass": NullPool, **options})
+
+
+def fetched_once(request: pytest.FixtureRequest, name: str, command: Callable[[Path], list[str]]) -> Path:
+    """A folder in pytest's cache that the command, told where, has filled; skips the test where it cannot.
+
+    Filled elsewhere and then renamed, for several workers may want it at the same moment.
+    """
+    cache: Path = request.config.cache.mkdir("messagedb-fetched")
+    if not (cache / name).exists():
+        folder = Path(mkdtemp(dir=cache))
+        done = subprocess.run(command(folder), capture_output=True, text=True)
+        if done.returncode != 0:
+            shutil.rmtree(folder)
+            pytest.skip(f"{name} cannot be fetched: {done.stderr.strip()}")
+        try:
+            folder.rename(cache / name)
+        except OSError:
+            shutil.rmtree(folder)
+    return cache / name
 
 
 DRIVERS = ["psycopg2", "psycopg", "psycopg_async", "asyncpg"]

@@ -6,7 +6,6 @@ The scripts come from npm (@eventide/message-db) into pytest's cache; without np
 from __future__ import annotations
 
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from sqlalchemy import Engine, NullPool, create_engine, text
 
 from messagedb_sa import Store, install
 
+from .conftest import fetched_once
 from .test_alembic import catalog
 
 RELEASES = ["1.1.6", "1.2.3", "1.2.6", "1.3.1"]
@@ -23,22 +23,15 @@ RELEASES = ["1.1.6", "1.2.3", "1.2.6", "1.3.1"]
 @pytest.fixture(scope="session")
 def releases(request: pytest.FixtureRequest) -> Path:
     """A folder with the SQL files of each release, fetched once."""
-    folder = request.config.cache.mkdir("message-db")
-    if all((folder / "node_modules" / release).exists() for release in RELEASES):
-        return folder / "node_modules"
     npm = shutil.which("npm")
     if npm is None:
         pytest.skip("npm is not installed")
+    quietly = ["--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=0", "--fetch-timeout=20000"]
     aliases = [f"{release}@npm:@eventide/message-db@{release}" for release in RELEASES]
-    patience = ["--fetch-retries=0", "--fetch-timeout=20000"]
-    done = subprocess.run(
-        [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", *patience, "--prefix", str(folder), *aliases],
-        capture_output=True,
-        text=True,
+    fetched = fetched_once(
+        request, "message-db", lambda folder: [npm, "install", *quietly, "--prefix", str(folder), *aliases]
     )
-    if done.returncode != 0:
-        pytest.skip(f"npm does not reach its registry: {done.stderr.strip()}")
-    return folder / "node_modules"
+    return fetched / "node_modules"
 
 
 @pytest.fixture(params=RELEASES)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
@@ -20,6 +22,8 @@ from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 from messagedb_sa import InvalidArgument, Store, WrongExpectedVersion, compat, install
 from messagedb_sa.compat import ConnectionPool, MessageDB
 from messagedb_sa.postgres import temporary_database
+
+from .conftest import fetched_once
 
 OWN_SQL = "SELECT * FROM get_stream_messages(%(stream_name)s, %(position)s, %(batch_size)s);"
 SEARCH_PATH = "-c search_path=message_store,public"
@@ -460,8 +464,19 @@ class Pair:
 
 
 @pytest.fixture(scope="module")
-def pair(messagedb_server_url: str, messagedb_url: str) -> Iterator[Pair]:
-    client = pytest.importorskip("message_db.client")
+def client(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """The module message_db.client of message-db-py, fetched once into pytest's cache: it is no dependency."""
+    # Without what it depends on: it asks for psycopg2, which needs a compiler, and takes psycopg2-binary as well.
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--ignore-requires-python"]
+    wanted = "message-db-py==0.3.5"
+    folder = fetched_once(request, "message-db-py", lambda folder: [*install, "--target", str(folder), wanted])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield importlib.import_module("message_db.client")
+
+
+@pytest.fixture(scope="module")
+def pair(client: Any, messagedb_server_url: str, messagedb_url: str) -> Iterator[Pair]:
     with temporary_database(messagedb_server_url) as other:
         install.upgrade(create_engine(other, poolclass=NullPool))
         options = {"options": SEARCH_PATH}
@@ -570,9 +585,8 @@ def test_the_original_and_ours_make_the_same_of_mistakes(pair: Pair, call: Any) 
 
 
 @pytest.mark.parametrize("name", ["MessageDB", "ConnectionPool"])
-def test_the_original_and_ours_have_the_same_signatures(name: str) -> None:
-    module = pytest.importorskip("message_db.client")
-    original, ours = getattr(module, name), getattr(compat, name)
+def test_the_original_and_ours_have_the_same_signatures(client: Any, name: str) -> None:
+    original, ours = getattr(client, name), getattr(compat, name)
     for method in ("__init__", *(each for each in vars(original) if not each.startswith("_"))):
         theirs, own = (inspect.signature(getattr(each, method)).parameters.values() for each in (original, ours))
         assert [(p.name, p.kind, p.default) for p in own] == [(p.name, p.kind, p.default) for p in theirs], method

@@ -89,12 +89,16 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
         shell(f"{command} -n", REPOSITORY)
 
 
-def test_the_quickstart_prints_what_the_readme_says(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["anywhere", "in the repository"])
+def test_the_quickstart_prints_what_the_readme_says(tmp_path: Path, place: str) -> None:
     assert commands("Quickstart") == ['pip install "messagedb-sa[embedded]"']
     (program,), (printed,) = code("Quickstart", "python"), code("Quickstart", "text")
-    (tmp_path / "quickstart.py").write_text(program)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "quickstart.py"], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=REPOSITORY if place == "in the repository" else tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == printed
 
