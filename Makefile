@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := $(shell find messagedb_sa migrations -type f -not -path '*/__pycache__/*')
 # A worker for each core, each with a server of its own.
-PYTEST_ARGS ?= -q -n auto --maxprocesses=8
+PYTEST_ARGS ?= -n auto --maxprocesses=8
 CHECKED := messagedb_sa migrations tests examples
 MAJORS  := 14 15 16 17
 OLDER   := $(VENV)/sqlalchemy-2.0
