@@ -12,6 +12,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
@@ -19,6 +20,12 @@ from messagedb_sa import AsyncStore, Store
 from messagedb_sa.postgres import temporary_database
 
 pytest_plugins = ["pytester"]
+
+# No test depends on timing, whatever else the machine does.
+settings.register_profile(
+    "messagedb", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("messagedb")
 
 
 @pytest.fixture

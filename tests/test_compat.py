@@ -519,7 +519,7 @@ writes = st.tuples(names, types, documents, metadatas, versions).map(lambda a: (
 ).map(lambda a: ("write_batch", a))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(writes, max_size=12))
 def test_the_original_and_ours_write_the_same(pair: Pair, calls: list[Any]) -> None:
     pair.empty()

@@ -374,9 +374,7 @@ class Conformance(RuleBasedStateMachine):
 
 
 # Without the phase that explains, a failure is there within half a minute.
-PROFILE = settings(
-    stateful_step_count=30, deadline=None, report_multiple_bugs=False, phases=set(Phase) - {Phase.explain}
-)
+PROFILE = settings(stateful_step_count=30, report_multiple_bugs=False, phases=set(Phase) - {Phase.explain})
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from uuid import uuid4
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, select
 
@@ -15,7 +15,7 @@ from messagedb_sa import InvalidArgument, functions, stream_name
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 # Mostly separators, so that names with several of them turn up.
 names = st.one_of(texts, st.text(st.sampled_from("-+:ab é\n")))
-live = settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+live = settings(max_examples=500)
 
 
 @pytest.mark.parametrize(
