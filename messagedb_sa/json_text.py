@@ -33,8 +33,8 @@ class JSONCodec:
             encoded = _dumps(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgument(argument, value, _flaw(value) or f"has no JSON form: {error}") from error
-        # An escaped backslash before u0000 is no NUL: the value itself has to tell.
-        if ("\\u0000" in encoded or not encoded.isascii()) and (flaw := _flaw(value)):
+        # An escaped backslash before u0000 is no NUL: the value itself has to tell, and where it is.
+        if ("\\u0000" in encoded or unstorable(encoded)) and (flaw := _flaw(value)):
             raise InvalidArgument(argument, value, flaw)
         return encoded
 

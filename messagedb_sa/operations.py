@@ -178,7 +178,9 @@ class Operations:
         batch = self._batch("messages", messages)
         if self._joined and version is not None:
             several = self._several([(name, batch, version)])
-            return replace(several, result=lambda rows: several.result(rows)[name])  # type: ignore[arg-type, return-value]
+            return Operation(
+                several.statement, several.parameters, lambda rows: several.result(rows)[name], several.expected
+            )
         parameters = {"stream_name": name, **batch, "expected_version": version}
         return Operation(_WRITE_BATCH, parameters, _scalar, {name: version})
 

@@ -80,6 +80,11 @@ def as_role(engine: Engine, role: str, **options: Any) -> Engine:
     return create_engine(url, **{"poolclass": NullPool, **options})
 
 
+def numbers(messages: Any) -> list[Any]:
+    """The numbers that tests write as data, in the order of the messages."""
+    return [message.data["n"] for message in messages]
+
+
 def fetched_once(request: pytest.FixtureRequest, name: str, command: Callable[[Path], list[str]]) -> Path:
     """A folder in pytest's cache that the command, told where, has filled; skips the test where it cannot.
 

@@ -12,11 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from messagedb_sa import DuplicateMessageId, Store, WrongExpectedVersion, schema
 
-from .conftest import DRIVERS, as_role, store_on
-
-
-def numbers(messages: Any) -> list[Any]:
-    return [message.data["n"] for message in messages]
+from .conftest import DRIVERS, as_role, numbers, store_on
 
 
 def test_a_bare_url_means_psycopg2(messagedb_url: str, store: Store) -> None:

@@ -22,9 +22,7 @@ from messagedb_sa import (
 )
 from messagedb_sa.stream_name import consumer_group_member
 
-
-def numbers(messages: Any) -> list[Any]:
-    return [message.data["n"] for message in messages]
+from .conftest import numbers
 
 
 @pytest.fixture
