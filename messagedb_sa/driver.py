@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from sqlalchemy.exc import DBAPIError
@@ -10,18 +11,35 @@ from sqlalchemy.exc import DBAPIError
 _IDLE = 0
 
 
-def can_autocommit(connection: Any) -> bool:
-    """Whether the driver's connection may be switched to autocommit without a loss.
+def switch_to_autocommit(connection: Any) -> Callable[[], None] | None:
+    """Put the driver's connection in autocommit mode, at no round trip; what is returned puts it back.
 
-    Not inside a transaction, which a listener of the engine's may have begun, and not where the engine is read-only,
-    which drivers keep in transactions only that they begin themselves.
+    None, and nothing changed, where that would lose something: inside a transaction, which a listener of the engine's
+    may have begun, and where the engine is read-only, which drivers keep in transactions only that they begin
+    themselves.
     """
-    if getattr(connection, "readonly", None) or getattr(connection, "read_only", None):
-        return False
-    own = getattr(connection, "driver_connection", connection)
-    if hasattr(own, "is_in_transaction"):
-        return not own.is_in_transaction()
-    return bool(own.info.transaction_status == _IDLE)
+    is_psycopg2 = hasattr(connection, "get_transaction_status")
+    if is_psycopg2:
+        loses = connection.readonly or connection.get_transaction_status() != _IDLE
+    elif hasattr(connection, "info"):
+        loses = connection.read_only or connection.info.transaction_status != _IDLE
+    else:
+        loses = connection.readonly or connection.driver_connection.is_in_transaction()
+    if loses:
+        return None
+    # psycopg2 resets the isolation level on the server, at a round trip, when it leaves autocommit mode with one set.
+    level = connection.isolation_level if is_psycopg2 else None
+    before = connection.autocommit
+    if level is not None:
+        connection.isolation_level = None
+    connection.autocommit = True
+
+    def back() -> None:
+        connection.autocommit = before
+        if level is not None:
+            connection.isolation_level = level
+
+    return back
 
 
 class Refusal(NamedTuple):

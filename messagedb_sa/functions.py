@@ -7,11 +7,14 @@ http://docs.eventide-project.org/user-guide/message-db/server-functions.html
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
+    BindParameter,
     Boolean,
     ColumnElement,
     SQLColumnExpression,
@@ -41,6 +44,7 @@ __all__ = [
     "message_store_version",
     "stream_version",
     "write_message",
+    "write_messages",
 ]
 
 _T = TypeVar("_T")
@@ -183,6 +187,38 @@ class write_message(_MessageDBFunction[int]):
         )
 
 
+class write_messages(_MessageDBFunction[int]):
+    """Writes messages to a stream in order, and gives the position of the last.
+
+    Not one of Message DB's: this package's own revision messagedb_0002 adds it. ``ids``, ``types``, ``data`` and
+    ``metadata`` are lists of one length, or array expressions; None among data and metadata is NULL, None in place of
+    the metadata is no metadata at all. ``expected_version`` is that of the first message, as in write_message.
+    """
+
+    inherit_cache = True
+    type: TypeEngine[Any] = BigInteger()
+
+    def __init__(
+        self,
+        ids: Sequence[UUID | str] | _Expression,
+        stream_name: str | _Expression,
+        types: Sequence[str] | _Expression,
+        data: Sequence[Any] | _Expression,
+        metadata: Sequence[Any] | _Expression | None = None,
+        expected_version: int | _Expression | None = None,
+    ) -> None:
+        if isinstance(ids, (list, tuple)):
+            ids = [str(id) for id in ids]
+        super().__init__(
+            _array("ids", ids, String()),
+            _text("stream_name", stream_name),
+            _array("types", types, String()),
+            _array("data", data, JSONB(none_as_null=True)),
+            metadata=None if metadata is None else _array("metadata", metadata, JSONB(none_as_null=True)),
+            expected_version=_number("expected_version", expected_version),
+        )
+
+
 class get_stream_messages(_MessagesFunction):
     """A stream's messages from ``position`` on (from 0; None: 0), by position.
 
@@ -267,6 +303,12 @@ def _number(name: str, value: object | None) -> ColumnElement[Any] | None:
 
 def _json(name: str, value: object) -> ColumnElement[Any]:
     return _argument(name, value, JSONB(none_as_null=True))
+
+
+def _array(name: str, value: object, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    argument = _argument(name, value, ARRAY(type_))
+    # PostgreSQL takes the arrays that some drivers send for arrays of text.
+    return cast(argument, ARRAY(type_)) if isinstance(argument, BindParameter) else argument
 
 
 def _uuid_text(name: str, value: object) -> ColumnElement[Any]:

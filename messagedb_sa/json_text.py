@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -34,11 +35,34 @@ class JSONCodec:
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgument(argument, value, _flaw(value) or f"has no JSON form: {error}") from error
         # An escaped backslash before u0000 is no NUL: the value itself has to tell, and where it is.
-        if ("\\u0000" in encoded or unstorable(encoded)) and (flaw := _flaw(value)):
+        if _is_suspect(encoded) and (flaw := _flaw(value)):
             raise InvalidArgument(argument, value, flaw)
         return encoded
 
-    def _encode_as_the_engine_does(self, argument: str, value: Any, serializer: Callable[[Any], str | bytes]) -> str:
+    def encode_all(self, values: list[Any], argument: Callable[[int], str]) -> str:
+        """The values as they stand between the brackets of a JSON array, null for None; each has its own name."""
+        if not self._serializer:
+            # One document is encoded several times faster than its parts one by one; those can tell which is flawed.
+            try:
+                if not _is_suspect(document := _encode(values)) and _has_text_keys(values):
+                    return document[1:-1]
+            except (TypeError, ValueError, RecursionError):
+                pass
+        return ",".join(self._encode_one_of(argument(i), value) or "null" for i, value in enumerate(values))
+
+    def _encode_one_of(self, argument: str, value: Any) -> str | None:
+        encoded = self.encode(argument, value)
+        if self._serializer and encoded is not None:
+            # What is no JSON might be taken for two values, or for a part of the next.
+            try:
+                _loads_unjudged(encoded)
+            except ValueError as error:
+                raise InvalidArgument(argument, value, f"the engine's json_serializer made no JSON: {error}") from error
+        return encoded
+
+    def _encode_as_the_engine_does(
+        self, argument: str, value: Any, serializer: Callable[[Any], str | bytes]
+    ) -> str | None:
         try:
             encoded = serializer(value)
         except (TypeError, ValueError, RecursionError) as error:
@@ -46,44 +70,63 @@ class JSONCodec:
         encoded = encoded.decode() if isinstance(encoded, bytes) else encoded
         if flaw := "holds a NUL character" if _NUL.search(encoded) else unstorable(encoded):
             raise InvalidArgument(argument, value, flaw)
-        return encoded
+        return None if encoded == "null" else encoded
 
     def decode(self, texts: Sequence[str | None]) -> Sequence[Any]:
         if self._deserializer:
             return [None if text is None else self._deserializer(text) for text in texts]
         # One document is decoded several times faster than its parts one by one.
-        document = f"[{','.join(['null' if text is None else text for text in texts])}]"
-        try:
-            values: list[Any] = json.loads(document)
-        except ValueError:
-            # The interpreter refuses to read integers of over 4,300 digits; PostgreSQL keeps up to 131,072.
-            values = json.loads(document, parse_int=lambda digits: int(Decimal(digits)))
+        values: list[Any] = _loads(f"[{','.join(['null' if text is None else text for text in texts])}]")
         return values
+
+    def decode_one(self, text: str | None) -> Any:
+        return None if text is None else (self._deserializer or _loads)(text)
+
+
+_decoder = json.JSONDecoder()
+
+
+def _loads(text: str) -> Any:
+    """What PostgreSQL printed: no space around it, but maybe an integer of more digits than the interpreter reads."""
+    try:
+        return _decoder.raw_decode(text)[0]
+    except ValueError:
+        # The interpreter's limit is 4,300 digits; PostgreSQL keeps up to 131,072.
+        return json.loads(text, parse_int=lambda digits: int(Decimal(digits)))
 
 
 # Preceded by an even number of backslashes, for an escaped one begins no escape.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
+_PLAIN = frozenset({str, int, float, bool, type(None)})
+
 # PostgreSQL's numeric has at most 131,072 digits before the point: these many bits.
 _LONGEST_INTEGER = 435_412
 
 
-def is_json(texts: str | Sequence[str | None] | None) -> bool:
-    """Whether it, or each of them, is JSON to PostgreSQL, which has no NaN and no lone surrogates."""
-    for text in [texts] if texts is None or isinstance(texts, str) else texts:
-        try:
-            if text is not None and _flaw(json.loads(text)):
-                return False
-        except ValueError:
-            return False
-    return True
+def is_json(text: str | None) -> bool:
+    """Whether it is JSON to PostgreSQL, which has no NaN and no lone surrogates."""
+    try:
+        return text is None or not _flaw(json.loads(text))
+    except ValueError:
+        return False
+
+
+_loads_unjudged = partial(json.loads, parse_int=str, parse_float=str)
+
+
+def _is_suspect(encoded: str) -> bool:
+    return "\\u0000" in encoded or unstorable(encoded) is not None
+
+
+_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _dumps(value: Any) -> str:
     if not _has_text_keys(value):
         raise TypeError("keys must be text")
     try:
-        return json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+        return _encode(value)
     except ValueError:
         if _flaw(value):
             raise
@@ -92,16 +135,13 @@ def _dumps(value: Any) -> str:
 
 def _has_text_keys(value: Any) -> bool:
     if isinstance(value, dict):
-        for key, item in value.items():
+        for key in value:
             if not isinstance(key, str):
                 return False
-            if isinstance(item, (dict, list, tuple)) and not _has_text_keys(item):
-                return False
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            if isinstance(item, (dict, list, tuple)) and not _has_text_keys(item):
-                return False
-    return True
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return True
+    return all(item.__class__ in _PLAIN or _has_text_keys(item) for item in value)
 
 
 def _dumps_long_integers(value: Any) -> str:

@@ -6,14 +6,16 @@ once, so that a call costs no construction of SQL.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any, Generic, TypeAlias, TypeVar
+from itertools import accumulate
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 from typing import cast as cast_type
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from sqlalchemy import (
     ARRAY,
@@ -23,6 +25,7 @@ from sqlalchemy import (
     ColumnElement,
     Dialect,
     Executable,
+    Integer,
     Select,
     String,
     TableValuedAlias,
@@ -33,17 +36,18 @@ from sqlalchemy import (
     cast,
     column,
     exists,
+    false,
     func,
     literal_column,
     null,
     select,
     text,
+    true,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql import JSON, JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import visitors
-from sqlalchemy.types import TypeEngine
 
 from messagedb_sa import arguments, functions
 from messagedb_sa import stream_name as names
@@ -56,6 +60,7 @@ from messagedb_sa.errors import (
     StoreNotInstalled,
     WrongExpectedVersion,
 )
+from messagedb_sa.garbage import uncollected
 from messagedb_sa.json_text import JSONCodec, is_json
 from messagedb_sa.message import Message, MessageInput, NewMessage, StreamWrite
 from messagedb_sa.schema import message_columns, messages
@@ -66,7 +71,6 @@ NO_STREAM = -1
 ALL = "$all"
 
 T = TypeVar("T")
-Batch: TypeAlias = "dict[str, list[Any]]"
 StreamWriteInput: TypeAlias = (
     "StreamWrite | tuple[str, Iterable[MessageInput]] | tuple[str, Iterable[MessageInput], int | None]"
 )
@@ -76,11 +80,21 @@ _NOT_INSTALLED = frozenset({"3F000", "42883", "42P01"})
 _BAD_JSON = frozenset({"22P02", "22P05"})
 
 
-@dataclass(frozen=True)
+class Batch(NamedTuple):
+    """Messages to be written, checked. Data and metadata are JSON, as it stands between the brackets of an array."""
+
+    ids: list[str]
+    types: list[str]
+    data: str
+    metadata: str
+
+
+@dataclass(slots=True)
 class Operation(Generic[T]):
     """A call: ``statement`` is executed with ``parameters``, and ``result`` makes of its rows what is returned.
 
-    ``expected``: the streams that it writes to, with the versions expected of them.
+    ``expected``: the streams that it writes to, with the versions expected of them. ``without_ours``: the statement in
+    its place, with the same parameters, rows and errors, for a store without the functions that we add to Message DB's.
     """
 
     statement: Executable
@@ -88,6 +102,7 @@ class Operation(Generic[T]):
     result: Callable[[Sequence[Any]], T]
     expected: Mapping[str, int | None] = field(default_factory=dict)
     own_sql: bool = False
+    without_ours: Executable | None = None
 
     def error(self, error: DBAPIError) -> MessageDBError | None:
         """What the database's refusal means, None where this package has no name for it."""
@@ -124,7 +139,7 @@ class Operation(Generic[T]):
         return WrongExpectedVersion(name, checked[name], None) if name in checked else None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Page(Operation[list[Message]]):
     """A read that can go on where it ended; ``by`` is the field that the position counts."""
 
@@ -179,10 +194,14 @@ class Operations:
         if self._joined and version is not None:
             several = self._several([(name, batch, version)])
             return Operation(
-                several.statement, several.parameters, lambda rows: several.result(rows)[name], several.expected
+                several.statement,
+                several.parameters,
+                lambda rows: several.result(rows)[name],
+                several.expected,
+                without_ours=several.without_ours,
             )
-        parameters = {"stream_name": name, **batch, "expected_version": version}
-        return Operation(_WRITE_BATCH, parameters, _scalar, {name: version})
+        parameters = {"stream_name": name, **_parameters_of([batch]), "expected_version": version}
+        return Operation(_WRITE_BATCH, parameters, _scalar, {name: version}, without_ours=_WRITE_BATCH_ONE_BY_ONE)
 
     def write_streams(self, writes: Iterable[StreamWriteInput]) -> Operation[dict[str, int]]:
         checked: dict[str, tuple[str, Batch, int | None]] = {}
@@ -204,29 +223,49 @@ class Operations:
     def _several(self, writes: Sequence[tuple[str, Batch, int | None]]) -> Operation[dict[str, int]]:
         """Writes to several streams, whose locks are taken in this order, if all are as expected."""
         expected = {name: version for name, _, version in writes}
+        lasts = list(accumulate(len(batch.ids) for _, batch, _ in writes))
         parameters = {
             "streams": list(expected),
             "expected_versions": list(expected.values()),
-            "stream_of": [name for name, batch, _ in writes for _ in batch["ids"]],
-            **{key: [value for _, batch, _ in writes for value in batch[key]] for key in _BATCH},
+            "firsts": [last - len(batch.ids) + 1 for last, (_, batch, _) in zip(lasts, writes, strict=True)],
+            "lasts": lasts,
+            **_parameters_of([batch for _, batch, _ in writes]),
         }
-        return Operation(_WRITE_STREAMS, parameters, partial(_positions_if_as_expected, expected), expected)
+        result = partial(_positions_if_as_expected, expected)
+        return Operation(_WRITE_STREAMS, parameters, result, expected, without_ours=_WRITE_STREAMS_ONE_BY_ONE)
 
     def _batch(self, argument: str, messages: Iterable[MessageInput]) -> Batch:
-        """The messages as arrays, by the names in ``_BATCH``."""
-        batch: Batch = {key: [] for key in _BATCH}
+        ids: list[Any] = []
+        types: list[str] = []
+        data: list[Any] = []
+        metadata: list[Any] = []
+        known: set[str] = set()
         for number, item in enumerate(_iterable(argument, messages)):
-            at = f"{argument}[{number}]"
-            if not (isinstance(item, NewMessage) or (isinstance(item, (tuple, list)) and len(item) in (2, 3))):
-                raise InvalidArgument(at, item, "is no NewMessage, (type, data) or (type, data, metadata)")
-            message = NewMessage(*item)
-            batch["ids"].append(arguments.message_id(f"{at}.id", message.id))
-            batch["types"].append(arguments.text(f"{at}.type", message.type))
-            batch["data"].append(self._codec.encode(f"{at}.data", message.data))
-            batch["metadata"].append(self._codec.encode(f"{at}.metadata", message.metadata))
-        if not batch["ids"]:
+            id = its_metadata = None
+            if isinstance(item, NewMessage):
+                type_, its_data, its_metadata, id = item
+            elif isinstance(item, (tuple, list)) and len(item) == 2:
+                type_, its_data = item
+            elif isinstance(item, (tuple, list)) and len(item) == 3:
+                type_, its_data, its_metadata = item
+            else:
+                raise InvalidArgument(
+                    f"{argument}[{number}]", item, "is no NewMessage, (type, data) or (type, data, metadata)"
+                )
+            if type_.__class__ is not str or type_ not in known:
+                known.add(arguments.text(f"{argument}[{number}].type", type_))
+            ids.append(arguments.message_id(f"{argument}[{number}].id", id) if id is not None else str(uuid4()))
+            types.append(type_)
+            data.append(its_data)
+            metadata.append(its_metadata)
+        if not ids:
             raise InvalidArgument(argument, messages, "is empty: a batch has at least one message")
-        return batch
+        return Batch(
+            ids,
+            types,
+            self._codec.encode_all(data, lambda i: f"{argument}[{i}].data"),
+            self._codec.encode_all(metadata, lambda i: f"{argument}[{i}].metadata"),
+        )
 
     def read(
         self,
@@ -290,7 +329,7 @@ class Operations:
             "stream_name": arguments.stream("stream_name", stream_name),
             "type": _optional("message_type", message_type),
         }
-        return Operation(_READ_LAST, parameters, lambda rows: next(iter(self._messages(rows)), None))
+        return Operation(_READ_LAST, parameters, self._first_message)
 
     def stream_version(self, stream_name: str) -> Operation[int | None]:
         return Operation(_STREAM_VERSION, {"stream_name": arguments.stream("stream_name", stream_name)}, _scalar)
@@ -325,27 +364,25 @@ class Operations:
     def _own_messages(self, rows: Sequence[Any]) -> list[Message]:
         return self._messages([(*row[:-1], _naive_utc(row[-1])) for row in rows])
 
+    def _first_message(self, rows: Sequence[Any]) -> Message | None:
+        if not rows:
+            return None
+        id, stream_name, type_, position, global_position, data, metadata, time = rows[0]
+        decode = self._codec.decode_one
+        return Message(id, stream_name, type_, position, global_position, decode(data), decode(metadata), _utc(time))
+
     def _messages(self, rows: Sequence[Any]) -> list[Message]:
         if not rows:
             return []
         ids, streams, types, positions, global_positions, data, metadata, times = zip(*rows, strict=True)
-        utc = timezone.utc
-        return list(
-            map(
-                Message._make,
-                zip(
-                    ids,
-                    streams,
-                    types,
-                    positions,
-                    global_positions,
-                    self._codec.decode(data),
-                    self._codec.decode(metadata),
-                    [time.replace(tzinfo=utc) for time in times],
-                    strict=True,
-                ),
-            )
-        )
+        with uncollected(len(rows)):
+            decoded = self._codec.decode(data), self._codec.decode(metadata), map(_utc, times)
+            fields = zip(ids, streams, types, positions, global_positions, *decoded, strict=True)
+            return list(map(_message, fields))
+
+
+# As Message._make, which goes a way round.
+_message = cast_type("Callable[[Iterable[Any]], Message]", partial(tuple.__new__, Message))
 
 
 def _scalar(rows: Sequence[Any]) -> Any:
@@ -364,6 +401,16 @@ def _positions_if_as_expected(expected: Mapping[str, int | None], rows: Sequence
         if position is None:
             raise WrongExpectedVersion(stream_name, cast_type(int, expected[stream_name]), actual_version)
     return {stream_name: position for stream_name, position, _ in rows}
+
+
+def _parameters_of(batches: Sequence[Batch]) -> dict[str, str]:
+    """The messages as parameters, in few long texts: drivers take an array apart and quote each element."""
+    return {
+        "ids": f"{{{','.join([id for batch in batches for id in batch.ids])}}}",
+        "types": json.dumps([type_ for batch in batches for type_ in batch.types], ensure_ascii=False),
+        "data": f"[{','.join([batch.data for batch in batches])}]",
+        "metadata": f"[{','.join([batch.metadata for batch in batches])}]",
+    }
 
 
 def _iterable(argument: str, value: Iterable[T]) -> Iterable[T]:
@@ -385,6 +432,11 @@ def _expected(version: int | None, argument: str = "expected_version") -> int | 
 
 def _optional(argument: str, value: str | None) -> str | None:
     return None if value is None else arguments.text(argument, value)
+
+
+def _utc(time: datetime) -> datetime:
+    # Several times as fast as replace(tzinfo=…).
+    return datetime.combine(time.date(), time.time(), timezone.utc)
 
 
 def _naive_utc(time: datetime | None) -> datetime:
@@ -428,7 +480,7 @@ def _with_named_binds(sql: str) -> str:
     return re.sub(r"%\((?P<name>\w+)\)s|%%|:", replaced, sql.rstrip().rstrip(";")) + "\n"
 
 
-_BATCH = ("ids", "types", "data", "metadata")
+_NEW = ("ids", "types", "data", "metadata")
 _OWN_SQL_PARAMETERS = ("stream_name", "position", "batch_size", "consumer_group_member", "consumer_group_size")
 _RAW = message_columns(decoded=False)
 
@@ -445,15 +497,28 @@ def _json(name: str) -> Any:
     return cast(bindparam(name, type_=Text()), JSONB)
 
 
-def _unnested(name: str, **arrays: TypeEngine[Any]) -> TableValuedAlias:
-    """The arrays bound to these parameters, side by side as columns of the same names, and each row's ``number``."""
-    return (
-        func.unnest(*(bindparam(parameter, type_=ARRAY(type_)) for parameter, type_ in arrays.items()))
-        .table_valued(
-            *(column(parameter, type_) for parameter, type_ in arrays.items()), with_ordinality="number", name=name
-        )
-        .render_derived()
+def _new_arrays() -> dict[str, ColumnElement[Any]]:
+    """What ``_parameters_of`` made of the messages, as arrays again."""
+    types = func.json_array_elements_text(cast(bindparam("types", type_=Text()), JSON)).table_valued("value")
+    return {
+        "ids": cast(bindparam("ids", type_=Text()), ARRAY(String)),
+        "types": func.array(select(cast(types.c.value, String)).scalar_subquery(), type_=ARRAY(String)),
+        "data": _json_array("data"),
+        "metadata": _json_array("metadata"),
+    }
+
+
+def _json_array(name: str) -> ColumnElement[Any]:
+    elements = func.json_array_elements(cast(bindparam(name, type_=Text()), JSON)).table_valued("value")
+    return func.array(
+        select(cast(func.nullif(cast(elements.c.value, Text), "null"), JSONB)).scalar_subquery(), type_=ARRAY(JSONB)
     )
+
+
+def _unnested(name: str, **arrays: ColumnElement[Any]) -> TableValuedAlias:
+    """The arrays side by side as columns of these names, and each row's ``number``."""
+    columns = (column(key, cast_type("ARRAY[Any]", array.type).item_type) for key, array in arrays.items())
+    return func.unnest(*arrays.values()).table_valued(*columns, with_ordinality="number", name=name).render_derived()
 
 
 def _write_message(expected_version: Any = None) -> ColumnElement[int]:
@@ -476,27 +541,28 @@ def _write_if_as_expected() -> Executable:
     return select(case((as_expected, _write_message())), current.c.version)
 
 
-def _write_streams() -> Executable:
+def _write_streams(*, one_by_one: bool) -> Executable:
     # Materialized, and each step asks for the one before it: all locks are held and all versions compared before the
     # first message is written.
-    wanted = _unnested("wanted", streams=Text(), expected_versions=BigInteger())
+    wanted = _unnested(
+        "wanted",
+        streams=bindparam("streams", type_=ARRAY(Text())),
+        expected_versions=bindparam("expected_versions", type_=ARRAY(BigInteger())),
+        firsts=bindparam("firsts", type_=ARRAY(Integer())),
+        lasts=bindparam("lasts", type_=ARRAY(Integer())),
+    )
     locked = _step(
         "locked",
-        select(wanted.c.streams, wanted.c.expected_versions, functions.acquire_lock(wanted.c.streams).label("key"))
+        select(wanted, functions.acquire_lock(wanted.c.streams).label("key"))
         .order_by(wanted.c.number),
     )  # fmt: skip
     version = func.coalesce(functions.stream_version(locked.c.streams), NO_STREAM)
-    found = _step("found", select(locked.c.streams, locked.c.expected_versions, version.label("version")))
+    found = _step("found", select(locked, version.label("version")))
     conflict = _step("conflict", select(found).where(found.c.expected_versions != found.c.version).limit(1))
-    new = _unnested("new", stream_of=Text(), ids=Text(), types=Text(), data=Text(), metadata=Text())
-    written = _step(
-        "written",
-        select(new.c.stream_of, _write_new(new, new.c.stream_of).label("position"))
-        .where(~exists(select(conflict)))
-        .order_by(new.c.number),
-    )
+    writes = _written_one_by_one(locked) if one_by_one else _written_by_stream(locked)
+    written = _step("written", writes.where(~exists(select(conflict))))
     return union_all(
-        select(written.c.stream_of, func.max(written.c.position), null()).group_by(written.c.stream_of),
+        select(written.c.streams, func.max(written.c.position), null()).group_by(written.c.streams),
         select(conflict.c.streams, null(), conflict.c.version),
     )
 
@@ -505,13 +571,43 @@ def _step(name: str, query: Select[Any]) -> CTE:
     return query.cte(name).prefix_with("MATERIALIZED")
 
 
+def _written_by_stream(streams: CTE) -> Select[Any]:
+    new = _step("new", select(*(array.label(name) for name, array in _new_arrays().items())))
+    ids, types, data, metadata = (new.c[name][streams.c.firsts : streams.c.lasts] for name in _NEW)
+    position = functions.write_messages(ids, streams.c.streams, types, data, metadata)
+    return (
+        select(streams.c.streams, position.label("position")).join_from(streams, new, true()).order_by(streams.c.number)
+    )
+
+
+def _written_one_by_one(streams: CTE) -> Select[Any]:
+    new = _unnested("new", **_new_arrays())
+    position = _write_new(new, streams.c.streams)
+    its_own = new.c.number.between(streams.c.firsts, streams.c.lasts)
+    written = select(streams.c.streams, position.label("position"))
+    return written.join_from(streams, new, its_own).order_by(new.c.number)
+
+
 def _write_new(new: TableValuedAlias, stream_name: Any, expected_version: Any = None) -> ColumnElement[int]:
-    data, metadata = (cast(new.c[name], JSONB) for name in ("data", "metadata"))
-    return functions.write_message(new.c.ids, stream_name, new.c.types, data, metadata, expected_version)
+    return functions.write_message(new.c.ids, stream_name, new.c.types, new.c.data, new.c.metadata, expected_version)
 
 
 def _write_batch() -> Executable:
-    new = _unnested("new", ids=Text(), types=Text(), data=Text(), metadata=Text())
+    arrays = _new_arrays()
+    return select(
+        functions.write_messages(
+            arrays["ids"],
+            _text("stream_name"),
+            arrays["types"],
+            arrays["data"],
+            arrays["metadata"],
+            _number("expected_version"),
+        )
+    )
+
+
+def _write_batch_one_by_one() -> Executable:
+    new = _unnested("new", **_new_arrays())
     # The first write takes the category's lock and checks the version; the others then need no check. psycopg2 sends
     # values without types: a bare NULL in CASE would be taken for text.
     expected_version = case((new.c.number == 1, cast(_number("expected_version"), BigInteger)))
@@ -526,7 +622,9 @@ def _write_batch() -> Executable:
 _WRITE = select(_write_message(_number("expected_version")))
 _WRITE_IF_AS_EXPECTED = _write_if_as_expected()
 _WRITE_BATCH = _write_batch()
-_WRITE_STREAMS = _write_streams()
+_WRITE_BATCH_ONE_BY_ONE = _write_batch_one_by_one()
+_WRITE_STREAMS = _write_streams(one_by_one=False)
+_WRITE_STREAMS_ONE_BY_ONE = _write_streams(one_by_one=True)
 _READ_ALL = (
     select(
         *(
@@ -564,3 +662,10 @@ _STREAM_IDENTIFIERS = (
     .order_by(_identifier)
 )
 _VERSION = select(functions.message_store_version())
+_write_messages = "message_store.write_messages(varchar[],varchar,varchar[],jsonb[],jsonb[],bigint)"
+HAS_OURS: Operation[bool] = Operation(
+    select(func.coalesce(func.has_function_privilege(func.to_regprocedure(_write_messages), "EXECUTE"), false())),
+    {},
+    _scalar,
+)
+"""Whether there are the functions that we add to Message DB's, and may be used."""

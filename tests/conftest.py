@@ -21,6 +21,8 @@ from messagedb_sa.postgres import temporary_database
 
 pytest_plugins = ["pytester"]
 
+HEAD = "messagedb_0002"
+
 # No test depends on timing, whatever else the machine does.
 settings.register_profile(
     "messagedb", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

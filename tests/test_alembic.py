@@ -17,9 +17,9 @@ from sqlalchemy import Engine, MetaData, NullPool, create_engine, inspect, text
 from messagedb_sa import Store, install, schema
 from messagedb_sa.postgres import temporary_database
 
-REPOSITORY = Path(__file__).parents[1]
-HEAD = "messagedb_0001"
+from .conftest import HEAD
 
+REPOSITORY = Path(__file__).parents[1]
 HOST_ENV = """
 from alembic import context
 from sqlalchemy import MetaData, create_engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 
 from messagedb_sa import InvalidArgument, Store, WrongExpectedVersion, compat, install
 from messagedb_sa.compat import ConnectionPool, MessageDB
+from messagedb_sa.json_text import is_json
 from messagedb_sa.postgres import temporary_database
 
 from .conftest import fetched_once
@@ -192,6 +194,8 @@ def test_an_empty_batch_is_a_value_error(old: MessageDB) -> None:
 def test_data_that_is_no_json_is_a_value_error_and_of_no_json_type_a_type_error(old: MessageDB) -> None:
     with pytest.raises(ValueError, match=r"^22P02-ERROR:  invalid input syntax for type json$"):
         old.write("account-1", "Opened", {"n": float("nan")})
+    with pytest.raises(ValueError, match=r"^22P02-ERROR:  invalid input syntax for type json$"):
+        old.write_batch("account-1", [("Opened", {}), ("Opened", {"n": float("nan")})])
     with pytest.raises(ValueError, match="NUL"):
         old.write("account-1", "Opened", {"n": "\0"})
     with pytest.raises(TypeError, match=r"^Object of type datetime is not JSON serializable$"):
@@ -513,7 +517,9 @@ documents = st.dictionaries(st.text("ab%:", max_size=2), values, max_size=3)
 metadatas = st.none() | documents
 versions = st.none() | st.integers(-1, 3)
 types = st.sampled_from(["Opened", "ü%s:x"])
-records = st.tuples(types, documents) | st.tuples(types, documents, metadatas)
+# In a batch, what is no JSON is refused before the version is compared, not after.
+storable = documents.filter(lambda document: is_json(json.dumps(document)))
+records = st.tuples(types, storable) | st.tuples(types, storable, st.none() | storable)
 writes = st.tuples(names, types, documents, metadatas, versions).map(lambda a: ("write", a)) | st.tuples(
     names, st.lists(records, min_size=1, max_size=3), versions
 ).map(lambda a: ("write_batch", a))

@@ -133,9 +133,9 @@ CATALOG = {
 
 
 @pytest.mark.parametrize("part", CATALOG)
-def test_the_catalogs_are_equal_in(part: str, official: Engine, ours: Engine) -> None:
+def test_but_for_what_we_add_the_catalogs_are_equal_in(part: str, official: Engine, ours: Engine) -> None:
     theirs, own = (sorted(answers(engine, NO_PATH, CATALOG[part])[-1], key=str) for engine in (official, ours))
-    assert own == theirs != []
+    assert [row for row in own if "write_messages" not in str(row)] == theirs != []
 
 
 # ---- what is meant to differ

@@ -16,9 +16,7 @@ from messagedb_sa import InvalidArgument, Store, install
 from messagedb_sa.install import MigrationRefused
 from messagedb_sa.postgres import temporary_database
 
-from .conftest import as_role
-
-HEAD = "messagedb_0001"
+from .conftest import HEAD, as_role
 
 
 def in_schema(engine: Engine) -> int:

@@ -191,14 +191,14 @@ def test_the_type_message_has_these_attributes_in_this_order(connection: Connect
     ]
 
 
-def test_there_are_twelve_functions_with_these_signatures(connection: Connection) -> None:
+def test_there_are_twelve_functions_with_these_signatures_and_one_that_we_add(connection: Connection) -> None:
     sql = """
         SELECT proname, pg_get_function_arguments(oid), pg_get_function_result(oid), provolatile::text
         FROM pg_proc WHERE pronamespace = 'message_store'::regnamespace
     """
 
     def short(written: str) -> str:
-        return re.sub('::[a-z]+|"', "", written.replace("character varying", "varchar"))
+        return re.sub(r'::[a-z]+(\[\])?|"', "", written.replace("character varying", "varchar"))
 
     found = rows(connection, sql)
     assert {
@@ -220,6 +220,8 @@ def test_there_are_twelve_functions_with_these_signatures(connection: Connection
         "correlation varchar DEFAULT NULL, consumer_group_member bigint DEFAULT NULL, "
         "consumer_group_size bigint DEFAULT NULL, condition varchar DEFAULT NULL) SETOF message_store.message": "v",
         "get_last_stream_message(stream_name varchar, type varchar DEFAULT NULL) SETOF message_store.message": "v",
+        "write_messages(ids varchar[], stream_name varchar, types varchar[], data jsonb[], metadata jsonb[] DEFAULT "
+        "NULL, expected_version bigint DEFAULT NULL) bigint": "v",
     }
 
 

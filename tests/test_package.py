@@ -19,7 +19,7 @@ MIGRATIONS = resources.files("messagedb_sa.migrations")
 
 # A module imports from floors below its own, or beside it, never from above.
 FLOORS = [
-    {"errors", "stream_name", "arguments", "message", "urls", "schema", "json_text", "driver"},
+    {"errors", "stream_name", "arguments", "message", "urls", "schema", "json_text", "driver", "garbage"},
     {"functions", "revisions", "install", "postgres"},
     {"operations"},
     {"execution"},

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, create_engine, make_url, select
+from sqlalchemy import Engine, create_engine, make_url, select, text
 
 from messagedb_sa import InvalidArgument, Store, WrongExpectedVersion
 
@@ -58,7 +58,8 @@ def wire(messagedb_url: str, store: Store) -> Iterator[tuple[Wire, Engine]]:
         name = f".s.PGSQL.{url.query['port']}"
         wire = Wire(f"{url.query['host']}/{name}", Path(folder) / name)
         engine = create_engine(url.update_query_dict({"host": folder}))
-        Store(engine).write("account-1", "Opened", {})
+        # A batch, so that whether there is write_messages is known.
+        Store(engine).write_batch("account-1", [("Opened", {})])
         yield wire, engine
         engine.dispose()
         wire.close()
@@ -109,6 +110,27 @@ def test_a_refusal_by_the_server_is_one_round_trip_too(wire: tuple[Wire, Engine]
     with pytest.raises(WrongExpectedVersion):
         Store(engine).write("account-1", "Deposited", {}, expected_version=7)
     assert len(counted.requests) == 1
+
+
+def test_an_isolation_level_of_the_engines_costs_none(wire: tuple[Wire, Engine]) -> None:
+    counted, engine = wire
+    own = create_engine(engine.url, isolation_level="SERIALIZABLE")
+    Store(own).write("account-1", "Deposited", {})
+    counted.requests.clear()
+    Store(own).write("account-1", "Deposited", {})
+    assert len(counted.requests) == 1, counted.requests
+    with own.connect() as connection:
+        assert connection.scalar(text("SHOW transaction_isolation")) == "serializable"
+    own.dispose()
+
+
+def test_an_isolation_level_that_the_connection_had_once_costs_none(wire: tuple[Wire, Engine]) -> None:
+    counted, engine = wire
+    with engine.connect().execution_options(isolation_level="REPEATABLE READ") as connection:
+        connection.execute(select(1))
+    counted.requests.clear()
+    Store(engine).write("account-1", "Deposited", {})
+    assert len(counted.requests) == 1, counted.requests
 
 
 def test_bad_input_is_none(wire: tuple[Wire, Engine]) -> None:

@@ -1,0 +1,68 @@
+-- As write_message for each message in turn, but one lock, one version, one INSERT. Under READ COMMITTED the version is
+-- read with a snapshot newer than the lock.
+CREATE OR REPLACE FUNCTION message_store.write_messages(
+  ids varchar[],
+  stream_name varchar,
+  types varchar[],
+  data jsonb[],
+  metadata jsonb[] DEFAULT NULL,
+  expected_version bigint DEFAULT NULL
+)
+RETURNS bigint
+LANGUAGE plpgsql
+AS $$
+DECLARE
+  current_version bigint;
+  number_of_messages bigint := pg_catalog.cardinality(write_messages.ids);
+  message_ids pg_catalog.uuid[];
+BEGIN
+  IF number_of_messages OPERATOR(pg_catalog.=) 0
+    OR number_of_messages IS DISTINCT FROM pg_catalog.cardinality(write_messages.types)
+    OR number_of_messages IS DISTINCT FROM pg_catalog.cardinality(write_messages.data)
+    OR number_of_messages IS DISTINCT FROM COALESCE(pg_catalog.cardinality(write_messages.metadata), number_of_messages)
+  THEN
+    RAISE EXCEPTION 'Messages must be given by arrays of one length, at least 1 (Stream: %, Ids: %, Types: %, Data: %, Metadata: %)',
+      write_messages.stream_name, number_of_messages, pg_catalog.cardinality(write_messages.types),
+      pg_catalog.cardinality(write_messages.data), pg_catalog.cardinality(write_messages.metadata);
+  END IF;
+
+  PERFORM message_store.acquire_lock(write_messages.stream_name);
+
+  current_version := COALESCE(message_store.stream_version(write_messages.stream_name), -1);
+
+  IF write_messages.expected_version OPERATOR(pg_catalog.<>) current_version THEN
+    RAISE EXCEPTION 'Wrong expected version: % (Stream: %, Stream Version: %)',
+      write_messages.expected_version, write_messages.stream_name, current_version;
+  END IF;
+
+  -- Before the INSERT, which takes global positions from the sequence even when it fails.
+  message_ids := write_messages.ids::pg_catalog.uuid[];
+
+  INSERT INTO message_store.messages (id, stream_name, "position", type, data, metadata)
+  SELECT
+    new.id,
+    write_messages.stream_name,
+    current_version OPERATOR(pg_catalog.+) new.number,
+    new.type,
+    new.data,
+    new.metadata
+  FROM
+    ROWS FROM (
+      pg_catalog.unnest(message_ids),
+      pg_catalog.unnest(write_messages.types),
+      pg_catalog.unnest(write_messages.data),
+      pg_catalog.unnest(write_messages.metadata)
+    ) WITH ORDINALITY AS new (id, type, data, metadata, number)
+  ORDER BY new.number;
+
+  IF pg_catalog.current_setting('message_store.debug', true) OPERATOR(pg_catalog.=) 'on'
+    OR pg_catalog.current_setting('message_store.debug_write', true) OPERATOR(pg_catalog.=) 'on'
+  THEN
+    RAISE NOTICE 'write_messages(ids => %, stream_name => %, types => %, data => %, metadata => %, expected_version => %): last position %',
+      write_messages.ids, write_messages.stream_name, write_messages.types, write_messages.data, write_messages.metadata,
+      write_messages.expected_version, current_version OPERATOR(pg_catalog.+) number_of_messages;
+  END IF;
+
+  RETURN current_version OPERATOR(pg_catalog.+) number_of_messages;
+END
+$$
