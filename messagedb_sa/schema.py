@@ -23,13 +23,19 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    cast,
     column,
     event,
     func,
+    literal_column,
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB, UUID
+from sqlalchemy.sql.expression import UnaryExpression
+from sqlalchemy.sql.operators import custom_op
 
+from messagedb_sa import arguments
+from messagedb_sa import stream_name as names
 from messagedb_sa.errors import MessageDBError
 
 __all__ = [
@@ -38,6 +44,7 @@ __all__ = [
     "JSONText",
     "UTCDateTime",
     "category_type_summary",
+    "consumer_group_index",
     "include_name",
     "message_columns",
     "messages",
@@ -152,6 +159,30 @@ def message_columns(*, decoded: bool = True) -> tuple[ColumnClause[Any], ...]:
         column("data", json_type),
         column("metadata", json_type),
         column("time", time_type),
+    )
+
+
+def consumer_group_index(size: int, **options: Any) -> Index:
+    """The index by which the members of a consumer group of ``size`` (1 to 32767) find their messages.
+
+    With it a member's read costs as much as one of the whole category; without it, as much as reading what all members
+    are to read. It serves groups of that size alone, and is no part of ``metadata``: make it with CreateIndex, in a
+    revision of your own. ``options`` are Index's, such as ``postgresql_concurrently=True``.
+    """
+    number = arguments.integer("size", size, minimum=1, maximum=names.MAX_GROUP_SIZE)
+    # Of a copy, since an Index joins the table that its columns are of.
+    columns = messages.to_metadata(MetaData()).c
+    store = func.message_store
+    # The operator, not abs(): PostgreSQL takes an index only for the very expression that get_category_messages has.
+    hashed: UnaryExpression[int] = UnaryExpression(
+        store.hash_64(store.cardinal_id(columns.stream_name)), operator=custom_op("@")
+    )
+    return Index(
+        f"messages_consumer_group_of_{number}",
+        store.category(columns.stream_name),
+        func.mod(hashed, cast(literal_column(str(number)), BigInteger)),
+        columns.global_position,
+        **options,
     )
 
 

@@ -108,7 +108,7 @@ CATALOG = {
     """,
     "functions": f"""
         SELECT proname, pg_get_function_arguments(oid), pg_get_function_result(oid), prokind::text, provolatile::text,
-            proisstrict, prosecdef, proleakproof, procost, prorows, proconfig::text, proowner::regrole::text
+            proisstrict, prosecdef, proleakproof, procost, prorows, proowner::regrole::text
         FROM pg_proc WHERE pronamespace = {SCHEMA}
     """,
     "types": f"SELECT typname, typtype::text, typrelid::regclass::text FROM pg_type WHERE typnamespace = {SCHEMA}",
@@ -200,6 +200,11 @@ DIFFERENCES = {
         ["SELECT coalesce(proacl::text, '') ~ 'message_store=X' FROM pg_proc WHERE proname = 'gen_random_uuid'"],
         [(True,)],
         [(False,)],
+    ),
+    "reads of a category are planned with settings of their own": Difference(
+        [f"SELECT proname, proconfig::text FROM pg_proc WHERE pronamespace = {SCHEMA} AND proconfig IS NOT NULL"],
+        [],
+        [("get_category_messages", "{random_page_cost=0.01,seq_page_cost=0.01}")],
     ),
     "the version table of Alembic": Difference(
         [f"SELECT to_regclass('public.{VERSION_TABLE}') IS NOT NULL"], [(False,)], [(True,)]
