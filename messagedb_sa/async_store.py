@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Any, TypeVar
@@ -11,6 +12,7 @@ from sqlalchemy import URL, Executable
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, create_async_engine
 
 from messagedb_sa import arguments
+from messagedb_sa.combining import Combiner
 from messagedb_sa.errors import InvalidArgument
 from messagedb_sa.execution import run_alone, run_joined
 from messagedb_sa.message import Message, MessageInput
@@ -25,7 +27,12 @@ T = TypeVar("T")
 class AsyncStore:
     """As Store, on an AsyncEngine, an AsyncConnection or an AsyncSession: the same methods, statements and errors."""
 
-    def __init__(self, bind: AsyncEngine | AsyncConnection | AsyncSession | async_scoped_session[Any]) -> None:
+    def __init__(
+        self,
+        bind: AsyncEngine | AsyncConnection | AsyncSession | async_scoped_session[Any],
+        *,
+        combine_writes: bool = False,
+    ) -> None:
         self._connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]]
         if isinstance(bind, AsyncEngine):
             self._connection, sync_engine = bind.connect, bind.sync_engine
@@ -41,14 +48,18 @@ class AsyncStore:
         joined = not isinstance(bind, AsyncEngine)
         self._execute = run_joined if joined else run_alone
         self._operations = Operations(sync_engine.dialect, joined=joined)
+        if combine_writes and joined:
+            raise InvalidArgument("combine_writes", combine_writes, "is for an AsyncStore on an AsyncEngine")
+        self._combiner = Combiner(self._operations.write_each) if combine_writes else None
+        self._turns: set[asyncio.Task[int]] = set()
 
     @classmethod
-    def from_url(cls, url: str | URL, **engine_options: Any) -> AsyncStore:
+    def from_url(cls, url: str | URL, *, combine_writes: bool = False, **engine_options: Any) -> AsyncStore:
         """A store on an engine of its own, which ``await store.engine.dispose()`` closes.
 
         ``engine_options`` are create_async_engine's. A URL that names no driver means psycopg.
         """
-        return cls(create_async_engine(with_driver(url, "psycopg"), **engine_options))
+        return cls(create_async_engine(with_driver(url, "psycopg"), **engine_options), combine_writes=combine_writes)
 
     async def write(
         self,
@@ -61,9 +72,14 @@ class AsyncStore:
         id: UUID | str | None = None,
     ) -> int:
         """As ``Store.write``."""
-        return await self._run(
-            self._operations.write(stream_name, message_type, data, metadata, expected_version, id),
-        )
+        operation = self._operations.write(stream_name, message_type, data, metadata, expected_version, id)
+        if self._combiner is None:
+            return await self._run(operation)
+        # A task of its own, for others may depend on it when the caller's is cancelled.
+        turn = asyncio.create_task(self._write_in_turn(self._combiner, operation))
+        self._turns.add(turn)
+        turn.add_done_callback(self._turns.discard)
+        return await asyncio.shield(turn)
 
     async def write_batch(
         self, stream_name: str, messages: Iterable[MessageInput], expected_version: int | None = None
@@ -172,6 +188,16 @@ class AsyncStore:
     async def _run(self, operation: Operation[T]) -> T:
         async with self._connection() as connection:
             return await connection.run_sync(self._execute, operation)
+
+    async def _write_in_turn(self, combiner: Combiner, operation: Operation[int]) -> int:
+        answer = await asyncio.wrap_future(combiner.arrive(operation).answer)
+        if isinstance(answer, list):
+            with combiner.written(answer) as batch:
+                batch.outcomes = await self._run(batch.operation)
+            answer = batch.outcomes[0]
+        if isinstance(answer, BaseException):
+            raise answer
+        return await self._run(operation) if answer is None else answer
 
     async def _pages(self, page: Page | None) -> AsyncIterator[Message]:
         while page is not None:

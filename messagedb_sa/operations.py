@@ -186,6 +186,14 @@ class Operations:
             return Operation(_WRITE_IF_AS_EXPECTED, parameters, as_expected, {name: version})
         return Operation(_WRITE, parameters, _scalar, {name: version})
 
+    def write_each(self, writes: Sequence[Operation[int]]) -> Operation[list[Any]]:
+        """Several writes to one category in one transaction, each with its position or its WrongExpectedVersion."""
+        parameters = {
+            **{key: [write.parameters[each] for write in writes] for key, each in _EACH.items()},
+            "expected_versions": [write.parameters["expected_version"] for write in writes],
+        }
+        return Operation(_WRITE_EACH, parameters, partial(_each_as_expected, parameters))
+
     def write_batch(
         self, stream_name: str, messages: Iterable[MessageInput], expected_version: int | None
     ) -> Operation[int]:
@@ -396,6 +404,15 @@ def _position_if_as_expected(stream_name: str, expected_version: int, rows: Sequ
     return int(position)
 
 
+def _each_as_expected(parameters: Mapping[str, Any], rows: Sequence[Any]) -> list[int | WrongExpectedVersion]:
+    return [
+        WrongExpectedVersion(stream_name, expected, actual) if position is None else position
+        for stream_name, expected, (_, position, actual) in zip(
+            parameters["streams"], parameters["expected_versions"], sorted(rows), strict=True
+        )
+    ]
+
+
 def _positions_if_as_expected(expected: Mapping[str, int | None], rows: Sequence[Any]) -> dict[str, int]:
     for stream_name, position, actual_version in rows:
         if position is None:
@@ -481,6 +498,7 @@ def _with_named_binds(sql: str) -> str:
 
 
 _NEW = ("ids", "types", "data", "metadata")
+_EACH = {"ids": "id", "streams": "stream_name", "types": "type", "data": "data", "metadata": "metadata"}
 _OWN_SQL_PARAMETERS = ("stream_name", "position", "batch_size", "consumer_group_member", "consumer_group_size")
 _RAW = message_columns(decoded=False)
 
@@ -539,6 +557,21 @@ def _write_if_as_expected() -> Executable:
     )
     as_expected = current.c.version == cast(_number("expected_version"), BigInteger)
     return select(case((as_expected, _write_message())), current.c.version)
+
+
+def _write_each() -> Executable:
+    # Unsorted, and with OFFSET 0 to keep the steps apart: row after row takes the lock, reads the version, which the
+    # rows before it may have changed, and writes. A sort would read all versions first.
+    arrays: dict[str, Any] = {key: bindparam(key, type_=ARRAY(Text())) for key in _EACH}
+    arrays["expected_versions"] = bindparam("expected_versions", type_=ARRAY(BigInteger()))
+    new = _unnested("new", **arrays)
+    locked = select(new, functions.acquire_lock(new.c.streams).label("key")).offset(literal_column("0")).subquery()
+    version = func.coalesce(functions.stream_version(locked.c.streams), NO_STREAM)
+    current = select(locked, version.label("version")).offset(literal_column("0")).subquery()
+    expected = func.coalesce(current.c.expected_versions, current.c.version)
+    data, metadata = (cast(current.c[name], JSONB) for name in ("data", "metadata"))
+    position = functions.write_message(current.c.ids, current.c.streams, current.c.types, data, metadata)
+    return select(current.c.number, case((expected == current.c.version, position)), current.c.version)
 
 
 def _write_streams(*, one_by_one: bool) -> Executable:
@@ -621,6 +654,7 @@ def _write_batch_one_by_one() -> Executable:
 
 _WRITE = select(_write_message(_number("expected_version")))
 _WRITE_IF_AS_EXPECTED = _write_if_as_expected()
+_WRITE_EACH = _write_each()
 _WRITE_BATCH = _write_batch()
 _WRITE_BATCH_ONE_BY_ONE = _write_batch_one_by_one()
 _WRITE_STREAMS = _write_streams(one_by_one=False)

@@ -22,7 +22,7 @@ FLOORS = [
     {"errors", "stream_name", "arguments", "message", "urls", "schema", "json_text", "driver", "garbage"},
     {"functions", "revisions", "install", "postgres"},
     {"operations"},
-    {"execution"},
+    {"execution", "combining"},
     {"store", "async_store"},
     {"pytest_plugin", "compat"},
 ]
