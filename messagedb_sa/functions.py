@@ -1,7 +1,8 @@
 """Message DB's functions as SQLAlchemy expressions: ``select(functions.stream_version("user-1"))``.
 
 An argument is a Python value or any column expression. An optional argument that is None is left out, so that the
-database's default holds; the others are rendered by name. What the functions do, return and raise is Message DB's:
+database's default holds; the others are rendered by name. What the functions (all but write_messages, which is this
+package's own) do, return and raise is Message DB's:
 http://docs.eventide-project.org/user-guide/message-db/server-functions.html
 """
 

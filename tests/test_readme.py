@@ -77,6 +77,7 @@ def test_every_block_stands_under_a_heading_that_a_test_below_runs() -> None:
         ("On a managed host, without a superuser", "sql"),
         *((heading, "python") for heading in PAGES),
         ("Async", "console"),
+        ("An index for the group", "python"),
         ("Testing your application", "python"),
         ("Coming from message-db-py", "python"),
     }
@@ -137,6 +138,19 @@ def test_installing_in_a_hosts_own_history(tmp_path: Path, empty_database: Engin
     assert Store(empty_database).version() == "1.3.0"
 
 
+def test_a_revision_that_makes_an_index_for_a_group(tmp_path: Path, empty_database: Engine) -> None:
+    (revision,) = code("An index for the group", "python")
+    configure = "context.configure(connection=connection)"
+    write_host(tmp_path, empty_database, "[alembic]\nscript_location = %(here)s/migrations\n#url\n", configure)
+    (tmp_path / "migrations" / "versions" / "group_of_four.py").write_text(revision)
+    install.upgrade(empty_database)
+    exists = text("SELECT to_regclass('message_store.messages_consumer_group_of_4') IS NOT NULL")
+    for command, expected in (("upgrade head", True), ("downgrade base", False)):
+        shell(f"alembic {command}", tmp_path)
+        with empty_database.connect() as connection:
+            assert connection.scalar(exists) is expected
+
+
 def write_host(folder: Path, engine: Engine, ini: str, configure: str) -> None:
     url = engine.url.render_as_string(hide_password=False)
     (folder / "migrations" / "versions").mkdir(parents=True)
@@ -173,6 +187,7 @@ def test_the_grants_are_all_that_an_applications_role_needs(empty_database: Engi
 
 PAGES = (
     "Writing",
+    "Many writers of one category",
     "One transaction with your own rows",
     "Async",
     "Reading",
@@ -195,7 +210,7 @@ def test_the_pages_on_writing_and_reading_run_one_after_the_other(messagedb_url:
     assert names["position"] == 0
     assert names["types"][-1] == "Placed"
     assert commands("Async") == ['pip install "messagedb-sa[asyncpg]"']
-    assert names["total"] == 200
+    assert names["total"] == 210
     assert store.stream_identifiers("account")[:2] == ["1", "10"]
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE customers, orders"))
