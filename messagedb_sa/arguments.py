@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from operator import index
 from uuid import UUID, uuid4
 
@@ -66,6 +67,17 @@ def consumer_group(member: object, size: object) -> tuple[int | None, int | None
         raise InvalidArgument("consumer_group_size", size, f"is needed with consumer_group_member={member!r}")
     of = integer("consumer_group_size", size, minimum=1, maximum=names.MAX_GROUP_SIZE)
     return integer("consumer_group_member", member, minimum=0, maximum=of - 1), of
+
+
+def new_ids(number: int) -> list[str]:
+    """As so many ``str(uuid4())``, in about a quarter of the time."""
+    digits = os.urandom(16 * number).hex()
+    each = (digits[at : at + 32] for at in range(0, 32 * number, 32))
+    return [f"{d[:8]}-{d[8:12]}-4{d[13:16]}-{_VARIANT[d[16]]}{d[17:20]}-{d[20:]}" for d in each]
+
+
+# The two bits that RFC 9562 asks for, before two random ones.
+_VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 
 
 def message_id(argument: str, value: object) -> str:

@@ -192,8 +192,9 @@ class write_messages(_MessageDBFunction[int]):
     """Writes messages to a stream in order, and gives the position of the last.
 
     Not one of Message DB's: this package's own revision messagedb_0002 adds it. ``ids``, ``types``, ``data`` and
-    ``metadata`` are lists of one length, or array expressions; None among data and metadata is NULL, None in place of
-    the metadata is no metadata at all. ``expected_version`` is that of the first message, as in write_message.
+    ``metadata`` are lists of one length, or expressions: arrays, and for data and metadata JSON arrays. None among data
+    and metadata is NULL, None in place of the metadata is no metadata at all. ``expected_version`` is that of the first
+    message, as in write_message.
     """
 
     inherit_cache = True
@@ -211,11 +212,11 @@ class write_messages(_MessageDBFunction[int]):
         if isinstance(ids, (list, tuple)):
             ids = [str(id) for id in ids]
         super().__init__(
-            _array("ids", ids, String()),
+            _texts("ids", ids),
             _text("stream_name", stream_name),
-            _array("types", types, String()),
-            _array("data", data, JSONB(none_as_null=True)),
-            metadata=None if metadata is None else _array("metadata", metadata, JSONB(none_as_null=True)),
+            _texts("types", types),
+            _json("data", data),
+            metadata=None if metadata is None else _json("metadata", metadata),
             expected_version=_number("expected_version", expected_version),
         )
 
@@ -306,10 +307,10 @@ def _json(name: str, value: object) -> ColumnElement[Any]:
     return _argument(name, value, JSONB(none_as_null=True))
 
 
-def _array(name: str, value: object, type_: TypeEngine[Any]) -> ColumnElement[Any]:
-    argument = _argument(name, value, ARRAY(type_))
-    # PostgreSQL takes the arrays that some drivers send for arrays of text.
-    return cast(argument, ARRAY(type_)) if isinstance(argument, BindParameter) else argument
+def _texts(name: str, value: object) -> ColumnElement[Any]:
+    argument = _argument(name, value, ARRAY(String))
+    # An empty list has no type of its own.
+    return cast(argument, ARRAY(String)) if isinstance(argument, BindParameter) else argument
 
 
 def _uuid_text(name: str, value: object) -> ColumnElement[Any]:

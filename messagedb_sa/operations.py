@@ -6,7 +6,6 @@ once, so that a call costs no construction of SQL.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 from typing import cast as cast_type
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from sqlalchemy import (
     ARRAY,
@@ -45,7 +44,7 @@ from sqlalchemy import (
     true,
     union_all,
 )
-from sqlalchemy.dialects.postgresql import JSON, JSONB
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import visitors
 
@@ -81,7 +80,7 @@ _BAD_JSON = frozenset({"22P02", "22P05"})
 
 
 class Batch(NamedTuple):
-    """Messages to be written, checked. Data and metadata are JSON, as it stands between the brackets of an array."""
+    """Messages to be written, checked. Data and metadata are JSON arrays, with null for none."""
 
     ids: list[str]
     types: list[str]
@@ -208,7 +207,14 @@ class Operations:
                 several.expected,
                 without_ours=several.without_ours,
             )
-        parameters = {"stream_name": name, **_parameters_of([batch]), "expected_version": version}
+        parameters = {
+            "ids": _array_literal(batch.ids),
+            "stream_name": name,
+            "types": _array_literal(batch.types),
+            "data": batch.data,
+            "metadata": batch.metadata,
+            "expected_version": version,
+        }
         return Operation(_WRITE_BATCH, parameters, _scalar, {name: version}, without_ours=_WRITE_BATCH_ONE_BY_ONE)
 
     def write_streams(self, writes: Iterable[StreamWriteInput]) -> Operation[dict[str, int]]:
@@ -237,13 +243,16 @@ class Operations:
             "expected_versions": list(expected.values()),
             "firsts": [last - len(batch.ids) + 1 for last, (_, batch, _) in zip(lasts, writes, strict=True)],
             "lasts": lasts,
-            **_parameters_of([batch for _, batch, _ in writes]),
+            "ids": _array_literal([id for _, batch, _ in writes for id in batch.ids]),
+            "types": _array_literal([type_ for _, batch, _ in writes for type_ in batch.types]),
+            "data": f"[{','.join([batch.data for _, batch, _ in writes])}]",
+            "metadata": f"[{','.join([batch.metadata for _, batch, _ in writes])}]",
         }
         result = partial(_positions_if_as_expected, expected)
         return Operation(_WRITE_STREAMS, parameters, result, expected, without_ours=_WRITE_STREAMS_ONE_BY_ONE)
 
     def _batch(self, argument: str, messages: Iterable[MessageInput]) -> Batch:
-        ids: list[Any] = []
+        ids: list[str | None] = []
         types: list[str] = []
         data: list[Any] = []
         metadata: list[Any] = []
@@ -262,14 +271,15 @@ class Operations:
                 )
             if type_.__class__ is not str or type_ not in known:
                 known.add(arguments.text(f"{argument}[{number}].type", type_))
-            ids.append(arguments.message_id(f"{argument}[{number}].id", id) if id is not None else str(uuid4()))
+            ids.append(None if id is None else arguments.message_id(f"{argument}[{number}].id", id))
             types.append(type_)
             data.append(its_data)
             metadata.append(its_metadata)
         if not ids:
             raise InvalidArgument(argument, messages, "is empty: a batch has at least one message")
+        fresh = iter(arguments.new_ids(ids.count(None)))
         return Batch(
-            ids,
+            [next(fresh) if id is None else id for id in ids],
             types,
             self._codec.encode_all(data, lambda i: f"{argument}[{i}].data"),
             self._codec.encode_all(metadata, lambda i: f"{argument}[{i}].metadata"),
@@ -382,10 +392,10 @@ class Operations:
     def _messages(self, rows: Sequence[Any]) -> list[Message]:
         if not rows:
             return []
-        ids, streams, types, positions, global_positions, data, metadata, times = zip(*rows, strict=True)
         with uncollected(len(rows)):
-            decoded = self._codec.decode(data), self._codec.decode(metadata), map(_utc, times)
-            fields = zip(ids, streams, types, positions, global_positions, *decoded, strict=True)
+            ids, streams, types, positions, global_positions, data, metadata, times = zip(*rows, strict=True)
+            decoded = self._codec.decode(data), self._codec.decode(metadata)
+            fields = zip(ids, streams, types, positions, global_positions, *decoded, map(_utc, times), strict=True)
             return list(map(_message, fields))
 
 
@@ -420,14 +430,10 @@ def _positions_if_as_expected(expected: Mapping[str, int | None], rows: Sequence
     return {stream_name: position for stream_name, position, _ in rows}
 
 
-def _parameters_of(batches: Sequence[Batch]) -> dict[str, str]:
-    """The messages as parameters, in few long texts: drivers take an array apart and quote each element."""
-    return {
-        "ids": f"{{{','.join([id for batch in batches for id in batch.ids])}}}",
-        "types": json.dumps([type_ for batch in batches for type_ in batch.types], ensure_ascii=False),
-        "data": f"[{','.join([batch.data for batch in batches])}]",
-        "metadata": f"[{','.join([batch.metadata for batch in batches])}]",
-    }
+def _array_literal(texts: Sequence[str]) -> str:
+    """PostgreSQL's own notation, in one piece: drivers would quote each element."""
+    quoted = {text: '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"' for text in set(texts)}
+    return f"{{{','.join([quoted[text] for text in texts])}}}"
 
 
 def _iterable(argument: str, value: Iterable[T]) -> Iterable[T]:
@@ -497,7 +503,6 @@ def _with_named_binds(sql: str) -> str:
     return re.sub(r"%\((?P<name>\w+)\)s|%%|:", replaced, sql.rstrip().rstrip(";")) + "\n"
 
 
-_NEW = ("ids", "types", "data", "metadata")
 _EACH = {"ids": "id", "streams": "stream_name", "types": "type", "data": "data", "metadata": "metadata"}
 _OWN_SQL_PARAMETERS = ("stream_name", "position", "batch_size", "consumer_group_member", "consumer_group_size")
 _RAW = message_columns(decoded=False)
@@ -515,21 +520,15 @@ def _json(name: str) -> Any:
     return cast(bindparam(name, type_=Text()), JSONB)
 
 
-def _new_arrays() -> dict[str, ColumnElement[Any]]:
-    """What ``_parameters_of`` made of the messages, as arrays again."""
-    types = func.json_array_elements_text(cast(bindparam("types", type_=Text()), JSON)).table_valued("value")
-    return {
-        "ids": cast(bindparam("ids", type_=Text()), ARRAY(String)),
-        "types": func.array(select(cast(types.c.value, String)).scalar_subquery(), type_=ARRAY(String)),
-        "data": _json_array("data"),
-        "metadata": _json_array("metadata"),
-    }
+def _texts(name: str) -> ColumnElement[Any]:
+    """What ``_array_literal`` made, as an array again."""
+    return cast(bindparam(name, type_=Text()), ARRAY(String))
 
 
-def _json_array(name: str) -> ColumnElement[Any]:
-    elements = func.json_array_elements(cast(bindparam(name, type_=Text()), JSON)).table_valued("value")
+def _elements(json_array: ColumnElement[Any]) -> ColumnElement[Any]:
+    elements = func.jsonb_array_elements(json_array).table_valued(column("value", JSONB))
     return func.array(
-        select(cast(func.nullif(cast(elements.c.value, Text), "null"), JSONB)).scalar_subquery(), type_=ARRAY(JSONB)
+        select(func.nullif(elements.c.value, literal_column("'null'::jsonb"))).scalar_subquery(), type_=ARRAY(JSONB)
     )
 
 
@@ -604,43 +603,70 @@ def _step(name: str, query: Select[Any]) -> CTE:
     return query.cte(name).prefix_with("MATERIALIZED")
 
 
-def _written_by_stream(streams: CTE) -> Select[Any]:
-    new = _step("new", select(*(array.label(name) for name, array in _new_arrays().items())))
-    ids, types, data, metadata = (new.c[name][streams.c.firsts : streams.c.lasts] for name in _NEW)
-    position = functions.write_messages(ids, streams.c.streams, types, data, metadata)
-    return (
-        select(streams.c.streams, position.label("position")).join_from(streams, new, true()).order_by(streams.c.number)
+def _new_of_streams() -> CTE:
+    """The messages of ``write_streams``: ids and types of all streams one after the other, JSON by stream."""
+    return _step(
+        "new",
+        select(
+            _texts("ids").label("ids"),
+            _texts("types").label("types"),
+            _json("data").label("data"),
+            _json("metadata").label("metadata"),
+        ),
     )
 
 
+def _written_by_stream(streams: CTE) -> Select[Any]:
+    new = _new_of_streams()
+    ids, types, data, metadata = _of_stream(new, streams)
+    written = select(
+        streams.c.streams,
+        functions.write_messages(ids, streams.c.streams, types, data, metadata).label("position"),
+    )
+    return written.join_from(streams, new, true()).order_by(streams.c.number)
+
+
 def _written_one_by_one(streams: CTE) -> Select[Any]:
-    new = _unnested("new", **_new_arrays())
-    position = _write_new(new, streams.c.streams)
-    its_own = new.c.number.between(streams.c.firsts, streams.c.lasts)
-    written = select(streams.c.streams, position.label("position"))
-    return written.join_from(streams, new, its_own).order_by(new.c.number)
+    arrays = _new_of_streams()
+    ids, types, data, metadata = _of_stream(arrays, streams)
+    new = _unnested("new_one", ids=ids, types=types, data=_elements(data), metadata=_elements(metadata)).lateral()
+    written = select(streams.c.streams, _write_new(new, streams.c.streams).label("position"))
+    joined = streams.join(arrays, true()).join(new, true())
+    return written.select_from(joined).order_by(streams.c.number, new.c.number)
 
 
-def _write_new(new: TableValuedAlias, stream_name: Any, expected_version: Any = None) -> ColumnElement[int]:
+def _of_stream(new: CTE, streams: CTE) -> tuple[ColumnElement[Any], ...]:
+    one = slice(streams.c.firsts, streams.c.lasts)
+    number = cast(streams.c.number - 1, Integer)
+    data, metadata = (json_array.op("->", return_type=JSONB())(number) for json_array in (new.c.data, new.c.metadata))
+    return new.c.ids[one], new.c.types[one], data, metadata
+
+
+def _write_new(new: Any, stream_name: Any, expected_version: Any = None) -> ColumnElement[int]:
     return functions.write_message(new.c.ids, stream_name, new.c.types, new.c.data, new.c.metadata, expected_version)
 
 
 def _write_batch() -> Executable:
-    arrays = _new_arrays()
     return select(
         functions.write_messages(
-            arrays["ids"],
+            _texts("ids"),
             _text("stream_name"),
-            arrays["types"],
-            arrays["data"],
-            arrays["metadata"],
+            _texts("types"),
+            _json("data"),
+            _json("metadata"),
             _number("expected_version"),
         )
     )
 
 
 def _write_batch_one_by_one() -> Executable:
-    new = _unnested("new", **_new_arrays())
+    new = _unnested(
+        "new",
+        ids=_texts("ids"),
+        types=_texts("types"),
+        data=_elements(_json("data")),
+        metadata=_elements(_json("metadata")),
+    )
     # The first write takes the category's lock and checks the version; the others then need no check. psycopg2 sends
     # values without types: a bare NULL in CASE would be taken for text.
     expected_version = case((new.c.number == 1, cast(_number("expected_version"), BigInteger)))
@@ -696,7 +722,7 @@ _STREAM_IDENTIFIERS = (
     .order_by(_identifier)
 )
 _VERSION = select(functions.message_store_version())
-_write_messages = "message_store.write_messages(varchar[],varchar,varchar[],jsonb[],jsonb[],bigint)"
+_write_messages = "message_store.write_messages(varchar[],varchar,varchar[],jsonb,jsonb,bigint)"
 HAS_OURS: Operation[bool] = Operation(
     select(func.coalesce(func.has_function_privilege(func.to_regprocedure(_write_messages), "EXECUTE"), false())),
     {},

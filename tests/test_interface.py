@@ -198,7 +198,7 @@ def test_there_are_twelve_functions_with_these_signatures_and_one_that_we_add(co
     """
 
     def short(written: str) -> str:
-        return re.sub(r'::[a-z]+(\[\])?|"', "", written.replace("character varying", "varchar"))
+        return re.sub(r'::[a-z]+|"', "", written.replace("character varying", "varchar"))
 
     found = rows(connection, sql)
     assert {
@@ -220,9 +220,21 @@ def test_there_are_twelve_functions_with_these_signatures_and_one_that_we_add(co
         "correlation varchar DEFAULT NULL, consumer_group_member bigint DEFAULT NULL, "
         "consumer_group_size bigint DEFAULT NULL, condition varchar DEFAULT NULL) SETOF message_store.message": "v",
         "get_last_stream_message(stream_name varchar, type varchar DEFAULT NULL) SETOF message_store.message": "v",
-        "write_messages(ids varchar[], stream_name varchar, types varchar[], data jsonb[], metadata jsonb[] DEFAULT "
+        "write_messages(ids varchar[], stream_name varchar, types varchar[], data jsonb, metadata jsonb DEFAULT "
         "NULL, expected_version bigint DEFAULT NULL) bigint": "v",
     }
+
+
+def test_with_debug_on_a_stream_reads_the_same(connection: Connection) -> None:
+    store = Store(connection)
+    store.write_batch("account-1", [("Opened", {"n": n}) for n in range(5)])
+    found = []
+    for setting in ("off", "on"):
+        connection.execute(text(f"SET LOCAL message_store.debug = {setting}"))
+        reads = [(0, 1000), (2, 1000), (1, 2), (0, -1), (0, 0), (7, 5)]
+        found.append([store.read_stream("account-1", position, number) for position, number in reads])
+    assert found[0] == found[1]
+    assert [len(read) for read in found[0]] == [5, 3, 2, 5, 0, 0]
 
 
 def test_there_are_six_views_with_these_columns(connection: Connection) -> None:

@@ -16,9 +16,24 @@ DECLARE
   first_position bigint := COALESCE(get_stream_messages."position", 0);
   row_limit bigint := COALESCE(get_stream_messages.batch_size, 1000);
   setting pg_catalog.text;
+  debugging boolean := pg_catalog.current_setting('message_store.debug', true) OPERATOR(pg_catalog.=) 'on'
+    OR pg_catalog.current_setting('message_store.debug_get', true) OPERATOR(pg_catalog.=) 'on';
 BEGIN
   IF message_store.is_category(get_stream_messages.stream_name) THEN
     RAISE EXCEPTION 'Must be a stream name: %', get_stream_messages.stream_name;
+  END IF;
+
+  IF get_stream_messages.condition IS NULL AND debugging IS NOT TRUE THEN
+    -- The same query as below. PostgreSQL keeps what it parsed and planned of this one: a third of the time of a short read.
+    RETURN QUERY
+      SELECT m.id::varchar, m.stream_name::varchar, m.type::varchar, m."position", m.global_position,
+        m.data::varchar, m.metadata::varchar, m."time"
+      FROM message_store.messages AS m
+      WHERE m.stream_name OPERATOR(pg_catalog.=) get_stream_messages.stream_name
+        AND m."position" OPERATOR(pg_catalog.>=) first_position
+      ORDER BY m."position"
+      LIMIT CASE WHEN row_limit OPERATOR(pg_catalog.<>) -1 THEN row_limit END;
+    RETURN;
   END IF;
 
   IF get_stream_messages.condition IS NOT NULL THEN
@@ -32,9 +47,7 @@ BEGIN
 
   query := pg_catalog.concat(query, E'\n ORDER BY "position" LIMIT $3');
 
-  IF pg_catalog.current_setting('message_store.debug', true) OPERATOR(pg_catalog.=) 'on'
-    OR pg_catalog.current_setting('message_store.debug_get', true) OPERATOR(pg_catalog.=) 'on'
-  THEN
+  IF debugging THEN
     RAISE NOTICE 'get_stream_messages(stream_name => %, position => %, batch_size => %, condition => %): %',
       get_stream_messages.stream_name, first_position, row_limit, get_stream_messages.condition, query;
   END IF;

@@ -1,1 +1,1 @@
-DROP FUNCTION message_store.write_messages(varchar[], varchar, varchar[], jsonb[], jsonb[], bigint)
+DROP FUNCTION message_store.write_messages(varchar[], varchar, varchar[], jsonb, jsonb, bigint)

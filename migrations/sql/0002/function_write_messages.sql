@@ -1,11 +1,12 @@
 -- As write_message for each message in turn, but one lock, one version, one INSERT. Under READ COMMITTED the version is
--- read with a snapshot newer than the lock.
+-- read with a snapshot newer than the lock. Data and metadata are JSON arrays, where null stands for none: JSON is
+-- parsed faster as one document than as many.
 CREATE OR REPLACE FUNCTION message_store.write_messages(
   ids varchar[],
   stream_name varchar,
   types varchar[],
-  data jsonb[],
-  metadata jsonb[] DEFAULT NULL,
+  data jsonb,
+  metadata jsonb DEFAULT NULL,
   expected_version bigint DEFAULT NULL
 )
 RETURNS bigint
@@ -14,16 +15,22 @@ AS $$
 DECLARE
   current_version bigint;
   number_of_messages bigint := pg_catalog.cardinality(write_messages.ids);
+  number_of_data bigint := CASE pg_catalog.jsonb_typeof(write_messages.data)
+    WHEN 'array' THEN pg_catalog.jsonb_array_length(write_messages.data)
+  END;
+  number_of_metadata bigint := CASE pg_catalog.jsonb_typeof(write_messages.metadata)
+    WHEN 'array' THEN pg_catalog.jsonb_array_length(write_messages.metadata)
+  END;
   message_ids pg_catalog.uuid[];
 BEGIN
   IF number_of_messages OPERATOR(pg_catalog.=) 0
     OR number_of_messages IS DISTINCT FROM pg_catalog.cardinality(write_messages.types)
-    OR number_of_messages IS DISTINCT FROM pg_catalog.cardinality(write_messages.data)
-    OR number_of_messages IS DISTINCT FROM COALESCE(pg_catalog.cardinality(write_messages.metadata), number_of_messages)
+    OR number_of_messages IS DISTINCT FROM number_of_data
+    OR write_messages.metadata IS NOT NULL AND number_of_messages IS DISTINCT FROM number_of_metadata
   THEN
     RAISE EXCEPTION 'Messages must be given by arrays of one length, at least 1 (Stream: %, Ids: %, Types: %, Data: %, Metadata: %)',
-      write_messages.stream_name, number_of_messages, pg_catalog.cardinality(write_messages.types),
-      pg_catalog.cardinality(write_messages.data), pg_catalog.cardinality(write_messages.metadata);
+      write_messages.stream_name, number_of_messages, pg_catalog.cardinality(write_messages.types), number_of_data,
+      number_of_metadata;
   END IF;
 
   PERFORM message_store.acquire_lock(write_messages.stream_name);
@@ -38,22 +45,22 @@ BEGIN
   -- Before the INSERT, which takes global positions from the sequence even when it fails.
   message_ids := write_messages.ids::pg_catalog.uuid[];
 
+  -- In the order of the arrays, which is that of a scan of functions.
   INSERT INTO message_store.messages (id, stream_name, "position", type, data, metadata)
   SELECT
     new.id,
     write_messages.stream_name,
     current_version OPERATOR(pg_catalog.+) new.number,
     new.type,
-    new.data,
-    new.metadata
+    CASE WHEN new.data OPERATOR(pg_catalog.<>) 'null' THEN new.data END,
+    CASE WHEN new.metadata OPERATOR(pg_catalog.<>) 'null' THEN new.metadata END
   FROM
     ROWS FROM (
       pg_catalog.unnest(message_ids),
       pg_catalog.unnest(write_messages.types),
-      pg_catalog.unnest(write_messages.data),
-      pg_catalog.unnest(write_messages.metadata)
-    ) WITH ORDINALITY AS new (id, type, data, metadata, number)
-  ORDER BY new.number;
+      pg_catalog.jsonb_array_elements(write_messages.data),
+      pg_catalog.jsonb_array_elements(write_messages.metadata)
+    ) WITH ORDINALITY AS new (id, type, data, metadata, number);
 
   IF pg_catalog.current_setting('message_store.debug', true) OPERATOR(pg_catalog.=) 'on'
     OR pg_catalog.current_setting('message_store.debug_write', true) OPERATOR(pg_catalog.=) 'on'

@@ -2,7 +2,7 @@ DO $$
 BEGIN
   IF pg_catalog.to_regrole('message_store') IS NOT NULL THEN
     GRANT EXECUTE ON FUNCTION
-      message_store.write_messages(varchar[], varchar, varchar[], jsonb[], jsonb[], bigint)
+      message_store.write_messages(varchar[], varchar, varchar[], jsonb, jsonb, bigint)
       TO message_store;
   END IF;
 END

@@ -1,4 +1,4 @@
-"""write_messages, for batches, and a plan that holds for reads of categories
+"""write_messages, for batches, beside Message DB's own functions
 
 Revision ID: messagedb_0002
 Create Date: 2026-11-24
@@ -13,10 +13,10 @@ depends_on = None
 
 
 def upgrade() -> None:
-    run("0002", "function_write_messages", "count_rows_not_pages")
+    run("0002", "function_write_messages")
     if switch("role", default=True):
         run("0002", "privileges")
 
 
 def downgrade() -> None:
-    run("0002", "count_pages_again", "drop_function_write_messages")
+    run("0002", "drop_function_write_messages")
