@@ -8,6 +8,7 @@ PYTEST_ARGS ?= -n auto --maxprocesses=8
 CHECKED := messagedb_sa migrations tests examples
 MAJORS  := 14 15 16 17
 OLDER   := $(VENV)/sqlalchemy-2.0
+BENCH   := $(VENV)/bench
 PIP     := -m pip --quiet --disable-pip-version-check
 # Installed as users get it, not linked: what the wheel lacks is then missing here too.
 INSTALL := $(PIP) install --no-deps --no-build-isolation --force-reinstall .
@@ -36,6 +37,10 @@ test-postgresql-%: $(VENV)/installed $(VENV)/postgresql-%/bin/postgres
 test-sqlalchemy-2.0: $(OLDER)/installed
 	@echo "== SQLAlchemy 2.0"
 	@$(OLDER)/bin/pytest $(PYTEST_ARGS)
+
+.PHONY: bench
+bench: $(BENCH)/installed ## Measure against message-db-py, psycopg2 and eventsourcing, into benchmarks/results (needs npm; BENCH_ARGS=--quick for a look)
+	@$(BENCH)/bin/python benchmarks/run.py $(BENCH_ARGS)
 
 .PHONY: check
 check: $(VENV)/installed ## Lint, formatting, types, and what the wheel and the sdist hold
@@ -67,6 +72,21 @@ $(OLDER)/installed: $(VENV)/installed
 	@$(OLDER)/bin/python $(PIP) install --upgrade "pip>=24"
 	@$(OLDER)/bin/python $(PIP) install ".[dev]" "SQLAlchemy<2.1"
 	@$(OLDER)/bin/python $(INSTALL)
+	@rm -rf build *.egg-info
+	@touch $@
+
+# message-db-py asks for psycopg2, which would have to be compiled against libpq; psycopg2-binary is the same module.
+$(BENCH)/dependencies: setup.cfg pyproject.toml
+	@echo "Installing what the benchmarks compare into $(BENCH)"
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	@$(BENCH)/bin/python $(PIP) install --upgrade "pip>=24" "setuptools>=77"
+	@$(BENCH)/bin/python $(PIP) install ".[bench,embedded,msgspec]"
+	@$(BENCH)/bin/python $(PIP) install --no-deps --ignore-requires-python message-db-py==0.3.5
+	@rm -rf build *.egg-info
+	@touch $@
+
+$(BENCH)/installed: $(BENCH)/dependencies $(SOURCES)
+	@$(BENCH)/bin/python $(INSTALL)
 	@rm -rf build *.egg-info
 	@touch $@
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from operator import index
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from messagedb_sa import stream_name as names
 from messagedb_sa.errors import InvalidArgument
@@ -83,7 +83,7 @@ _VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
 def message_id(argument: str, value: object) -> str:
     """The id as text; a new random one for None."""
     if value is None:
-        return str(uuid4())
+        return new_ids(1)[0]
     if isinstance(value, UUID):
         return str(value)
     if isinstance(value, str):

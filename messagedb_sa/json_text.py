@@ -21,6 +21,17 @@ except ImportError:
     msgspec = None  # type: ignore[assignment]
 
 
+_decoder = json.JSONDecoder()
+
+
+def standard_decode(text: str) -> Any:
+    # Without the search for space around it that json.loads makes: PostgreSQL prints none.
+    return _decoder.raw_decode(text)[0]
+
+
+fastest_decode: Callable[[str], Any] = msgspec.json.decode if msgspec else standard_decode
+
+
 class JSONCodec:
     """An engine's json_serializer and json_deserializer where they are set; otherwise the standard library's json,
     strict about what PostgreSQL could not store or would store as something else.
@@ -28,7 +39,8 @@ class JSONCodec:
     msgspec decodes where it is installed: the same values, in about half the time.
     """
 
-    def __init__(self, dialect: Dialect) -> None:
+    def __init__(self, dialect: Dialect, decode: Callable[[str], Any] = fastest_decode) -> None:
+        self._decode = decode
         self._serializer = getattr(dialect, "_json_serializer", None)
         self._deserializer = getattr(dialect, "_json_deserializer", None)
 
@@ -84,29 +96,18 @@ class JSONCodec:
         if self._deserializer:
             return [None if text is None else self._deserializer(text) for text in texts]
         # One document is decoded several times faster than its parts one by one.
-        values: list[Any] = _loads(f"[{','.join(['null' if text is None else text for text in texts])}]")
+        values: list[Any] = self._loads(f"[{','.join(['null' if text is None else text for text in texts])}]")
         return values
 
     def decode_one(self, text: str | None) -> Any:
-        return None if text is None else (self._deserializer or _loads)(text)
+        return None if text is None else (self._deserializer or self._loads)(text)
 
-
-def _standard_decode(text: str) -> Any:
-    # Without the search for space around it that json.loads makes: PostgreSQL prints none.
-    return _decoder.raw_decode(text)[0]
-
-
-_decoder = json.JSONDecoder()
-_decode = msgspec.json.decode if msgspec else _standard_decode
-
-
-def _loads(text: str) -> Any:
-    """What PostgreSQL printed: maybe numbers beyond what the decoder takes, or the interpreter."""
-    try:
-        return _decode(text)
-    except ValueError:
-        # The interpreter's limit is 4,300 digits; PostgreSQL keeps up to 131,072.
-        return json.loads(text, parse_int=lambda digits: int(Decimal(digits)))
+    def _loads(self, text: str) -> Any:
+        try:
+            return self._decode(text)
+        except ValueError:
+            # What PostgreSQL keeps may be beyond it: a number of over 4,300 digits, where the interpreter has a limit.
+            return json.loads(text, parse_int=lambda digits: int(Decimal(digits)))
 
 
 # Preceded by an even number of backslashes, for an escaped one begins no escape.

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Engine, create_engine, text
+from sqlalchemy import Engine, create_engine, make_url
+from sqlalchemy import text as sql
 
-from messagedb_sa import InvalidArgument, Store
+from messagedb_sa import InvalidArgument, Store, json_text
+
+DIALECT = make_url("postgresql+psycopg2://").get_dialect()()
 
 
 @pytest.fixture
@@ -69,13 +73,39 @@ def test_it_keeps_what_postgresql_keeps(store: Store, value: Any) -> None:
     assert type(message.data) is type(value)
 
 
+@pytest.mark.parametrize("decode", [json_text.standard_decode, json_text.fastest_decode], ids=["standard", "msgspec"])
+@settings(max_examples=300)
+@given(values=st.lists(st.none() | json_values, min_size=1))
+def test_msgspec_and_the_standard_library_decode_the_same(decode: Callable[[str], Any], values: list[Any]) -> None:
+    assert json_text.fastest_decode is not json_text.standard_decode
+    codec = json_text.JSONCodec(DIALECT, decode)
+    texts = [None if value is None else json.dumps(value) for value in values]
+    assert codec.decode(texts) == values
+    assert [codec.decode_one(text) for text in texts] == values
+    for text, value in zip(texts, values, strict=True):
+        assert type(codec.decode_one(text)) is type(value)
+
+
+@pytest.mark.parametrize("decode", [json_text.standard_decode, json_text.fastest_decode], ids=["standard", "msgspec"])
+@pytest.mark.parametrize(
+    "text", ["1" * 5000, "1e400", "-1e400", "123456789012345678901234567890", "0.1000000000000000055511151231257827"]
+)
+def test_numbers_beyond_what_a_decoder_takes_are_as_the_standard_librarys(
+    decode: Callable[[str], Any], text: str
+) -> None:
+    expected = json.loads(text, parse_int=lambda digits: int(Decimal(digits)))
+    codec = json_text.JSONCodec(DIALECT, decode)
+    assert codec.decode_one(text) == expected
+    assert codec.decode([text, None, text]) == [expected, None, expected]
+
+
 def test_no_metadata_and_empty_metadata_are_told_apart(store: Store, messagedb_engine: Engine) -> None:
     store.write("json-1", "T", {})
     store.write("json-1", "T", None, {})
     assert [(message.data, message.metadata) for message in store.read("json-1")] == [({}, None), (None, {})]
     with messagedb_engine.connect() as connection:
         nulls = connection.execute(
-            text("SELECT data IS NULL, metadata IS NULL FROM message_store.messages ORDER BY position")
+            sql("SELECT data IS NULL, metadata IS NULL FROM message_store.messages ORDER BY position")
         )
         assert [tuple(row) for row in nulls] == [(False, True), (True, False)]
 
@@ -83,7 +113,7 @@ def test_no_metadata_and_empty_metadata_are_told_apart(store: Store, messagedb_e
 def test_json_null_written_by_another_client_reads_as_none(store: Store, messagedb_engine: Engine) -> None:
     with messagedb_engine.begin() as connection:
         connection.execute(
-            text("SELECT message_store.write_message(gen_random_uuid()::varchar, 'json-1', 'T', 'null', '[null]')")
+            sql("SELECT message_store.write_message(gen_random_uuid()::varchar, 'json-1', 'T', 'null', '[null]')")
         )
     (message,) = store.read("json-1")
     assert (message.data, message.metadata) == (None, [None])
