@@ -8,7 +8,7 @@ from random import Random
 
 import data
 from contenders import Ours
-from measure import Call, compare
+from measure import Call, Comparison
 from report import duration, facts, progress, table
 from sizes import Sizes
 from sqlalchemy import create_engine
@@ -76,7 +76,7 @@ def _measured(ours: Ours, size: int, sizes: Sizes) -> dict[str, float]:
         "write": (Call(ours.write, stream), 25, None),
     }
     return {
-        work: compare({work: call}, block, sizes.scaled(150), answer).median(work)
+        work: Comparison({work: call}, block, answer).run(sizes.scaled(150)).median(work)
         for work, (call, block, answer) in reads.items()
     }
 

@@ -51,24 +51,34 @@ def in_random_order(names: Mapping[str, Any]) -> list[str]:
     return _random.sample(list(names), len(names))
 
 
-def compare(calls: Mapping[str, Call], block: int, rounds: int, answer: int | None = None) -> Samples:
-    """In each round each makes ``block`` calls at a stretch, in random order; a sample is the time of one of them.
+class Comparison:
+    """Calls that take turns. Each round each makes ``block`` calls at a stretch, in random order; a sample is the time
+    of one of them.
 
-    Before its stretch each makes a call that does not count, and before the first round a whole stretch. ``answer`` is
-    the number of messages that a call has to return.
+    Before its stretch each makes a call that does not count. ``answer`` is the number of messages that a call has to
+    return.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    numbers = {name: count() for name in calls}
-    # A process that holds all that is compared has more for Python's collector to walk through than one that holds one.
-    gc.collect()
-    gc.freeze()
-    for number in range(rounds + 1):
-        for name in in_random_order(calls):
-            taken = _stretch(calls[name], block, numbers[name], answer)
-            if number > 0:
-                seconds[name].append(taken)
-    gc.unfreeze()
-    return Samples(seconds)
+
+    def __init__(self, calls: Mapping[str, Call], block: int, answer: int | None = None) -> None:
+        self.calls = calls
+        self.samples = Samples({name: [] for name in calls})
+        self._block = block
+        self._answer = answer
+        self._numbers = {name: count() for name in calls}
+
+    def run(self, rounds: int) -> Samples:
+        """So many rounds more, after one that does not count; all samples so far."""
+        # A process that holds all that is compared has more for Python's collector to walk through than one that holds
+        # one.
+        gc.collect()
+        gc.freeze()
+        for number in range(rounds + 1):
+            for name in in_random_order(self.calls):
+                taken = _stretch(self.calls[name], self._block, self._numbers[name], self._answer)
+                if number > 0:
+                    self.samples.seconds[name].append(taken)
+        gc.unfreeze()
+        return self.samples
 
 
 def _stretch(call: Call, block: int, numbers: count[int], answer: int | None) -> float:

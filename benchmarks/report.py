@@ -42,7 +42,7 @@ def facts(url: str, seconds: float) -> str:
     with cursor(url) as asking:
         asking.execute("SHOW server_version")
         ((postgresql,),) = asking.fetchall()
-    packages = ("SQLAlchemy", "psycopg2-binary", "message-db-py", "eventsourcing", "psycopg")
+    packages = ("SQLAlchemy", "psycopg2-binary", "msgspec", "message-db-py", "eventsourcing", "psycopg")
     versions = [f"Python {platform.python_version()}", f"PostgreSQL {postgresql}"]
     versions += [f"{name} {version(name)}" for name in packages]
     versions += [f"{upstream.PACKAGE} {upstream.VERSION} (the official SQL)"]

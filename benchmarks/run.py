@@ -9,6 +9,7 @@ from pathlib import Path
 import budget
 import chart
 import growth
+import page
 import ratios
 import upstream
 from report import progress
@@ -45,6 +46,8 @@ def main() -> None:
     for name, report in reports.items():
         (output / f"{name}.md").write_text(report, encoding="utf-8")
         print(f"\n{report}")
+    if output == RESULTS:
+        page.show(reports)
     progress(f"written to {output}")
 
 

@@ -19,7 +19,7 @@ class Sizes:
     growth: tuple[int, ...]
     """Messages in the store."""
 
-    def scaled(self, rounds: int) -> int:
+    def scaled(self, rounds: float) -> int:
         return max(3, round(rounds * self.rounds))
 
 
