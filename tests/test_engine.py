@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 from sqlalchemy import create_engine, event, func, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, OperationalError
 
 from messagedb_sa import DuplicateMessageId, Store, WrongExpectedVersion, schema
 
@@ -136,3 +136,92 @@ def test_a_read_only_engine_reads_and_does_not_write(messagedb_url: str, store: 
         with pytest.raises(DBAPIError, match="read-only transaction"):
             reader.write("account-1", "Opened", {})
     assert store.stream_version("account-1") == 0
+
+
+# ---- what an engine is asked to do around a statement
+
+
+def test_a_listener_sees_every_statement_and_may_change_it(messagedb_url: str, store: Store) -> None:
+    engine = create_engine(messagedb_url)
+    Store(engine).write("account-1", "Opened", {"n": 0})
+    seen: list[str] = []
+
+    @event.listens_for(engine, "before_cursor_execute", retval=True)
+    def comment(_: Any, __: Any, statement: str, parameters: Any, *___: Any) -> tuple[str, Any]:
+        seen.append(statement)
+        return f"{statement} -- seen", parameters
+
+    own = Store(engine)
+    own.write("account-1", "Opened", {"n": 1})
+    own.read_last_message("account-1")
+    assert ["write_message(" in seen[0], "get_last_stream_message(" in seen[1]] == [True, True]
+    engine.dispose()
+
+
+def test_a_listener_is_told_of_an_error(messagedb_url: str, store: Store) -> None:
+    engine = create_engine(messagedb_url)
+    told: list[Any] = []
+    event.listen(engine, "handle_error", lambda context: told.append(context.original_exception))
+    with pytest.raises(WrongExpectedVersion):
+        Store(engine).write("account-1", "Opened", {}, expected_version=7)
+    assert "Wrong expected version" in str(told[0])
+    engine.dispose()
+
+
+def test_an_engine_that_logs_logs_every_statement(
+    messagedb_url: str, store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", "sqlalchemy.engine"):
+        # Whether it logs is looked up when the engine is made.
+        engine = create_engine(messagedb_url)
+        Store(engine).write("account-1", "Opened", {})
+    assert "write_message(" in caplog.text
+    engine.dispose()
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_a_lost_connection_is_sqlalchemys_error_and_the_pool_makes_new_ones(
+    messagedb_url: str, messagedb_engine: Any, store: Store, observed: bool
+) -> None:
+    engine = create_engine(messagedb_url, pool_size=3)
+    if observed:
+        event.listen(engine, "before_cursor_execute", lambda *_: None)
+    own = Store(engine)
+    with engine.connect() as one, engine.connect() as two:
+        pids = [connection.scalar(text("SELECT pg_backend_pid()")) for connection in (one, two)]
+    with messagedb_engine.connect() as admin:
+        for pid in pids:
+            admin.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+    with pytest.raises(OperationalError) as caught:
+        own.write("account-1", "Opened", {"n": 1})
+    assert caught.value.connection_invalidated
+    assert "write_message(" in str(caught.value.statement)
+    assert own.write("account-1", "Opened", {"n": 2}) == 0
+    assert numbers(own.read("account-1")) == [2]
+    assert "Current Checked out connections: 0" in engine.pool.status()
+    engine.dispose()
+
+
+def test_tables_are_translated_where_the_engine_says_so(messagedb_url: str, store: Store) -> None:
+    store.write("account-1", "Opened", {})
+    engine = create_engine(messagedb_url, execution_options={"schema_translate_map": {"message_store": "elsewhere"}})
+    with pytest.raises(DBAPIError, match=r"elsewhere\.messages"):
+        Store(engine).stream_identifiers("account")
+    engine.dispose()
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_an_error_has_the_same_facts_either_way(messagedb_url: str, store: Store, observed: bool) -> None:
+    engine = create_engine(messagedb_url, hide_parameters=True)
+    if observed:
+        event.listen(engine, "before_cursor_execute", lambda *_: None)
+    id = uuid4()
+    Store(engine).write("account-1", "Opened", {"n": 1}, id=id)
+    with pytest.raises(DuplicateMessageId) as caught:
+        Store(engine).write("account-1", "Opened", {"n": 1}, id=id)
+    cause: Any = caught.value.__cause__
+    assert type(cause).__name__ == "IntegrityError"
+    assert cause.hide_parameters
+    assert str(id) not in str(cause).partition("SQL:")[2]
+    assert "write_message(" in cause.statement
+    engine.dispose()
