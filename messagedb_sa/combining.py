@@ -32,8 +32,9 @@ class Turn:
 class Batch:
     """Turns that are written together. ``outcomes`` are theirs, once they are known."""
 
-    def __init__(self, size: int, operation: Operation[list[Outcome]]) -> None:
-        self.operation = operation
+    operation: Operation[list[Outcome]]
+
+    def __init__(self, size: int) -> None:
         self.outcomes: list[Outcome] = [None] * size
 
 
@@ -61,6 +62,22 @@ class Combiner:
         turn.answer.set_result([turn])
         return turn
 
+    def abandon(self, turn: Turn) -> None:
+        """Nobody waits for it any more: it is not written, if it is not being written already."""
+        with self._lock:
+            waiting = self._waiting.get(turn.category, [])
+            if turn in waiting:
+                waiting.remove(turn)
+                return
+        answer = turn.answer.result()
+        if isinstance(answer, list):
+            # Its turn had come: it is the next one's then.
+            others = answer[1:]
+            if others:
+                others[0].answer.set_result(others)
+            else:
+                self._next(turn.category)
+
     @contextmanager
     def written(self, turns: list[Turn]) -> Iterator[Batch]:
         """The block executes the batch's operation and keeps what comes back as its outcomes.
@@ -68,8 +85,9 @@ class Combiner:
         Where the server refuses them together, nothing was written, and each is to be written by itself. Where it can't
         be known what was written, each has the error, as it would alone.
         """
-        batch = Batch(len(turns), self._together([turn.operation for turn in turns]))
+        batch = Batch(len(turns))
         try:
+            batch.operation = self._together([turn.operation for turn in turns])
             yield batch
         except BaseException as error:
             # Alone it would meet the same refusal again.

@@ -243,7 +243,12 @@ class Store:
             return self._execute(connection, operation)
 
     def _write_in_turn(self, combiner: Combiner, operation: Operation[int]) -> int:
-        answer = combiner.arrive(operation).answer.result()
+        turn = combiner.arrive(operation)
+        try:
+            answer = turn.answer.result()
+        except BaseException:
+            combiner.abandon(turn)
+            raise
         if isinstance(answer, list):
             with combiner.written(answer) as batch:
                 batch.outcomes = self._run(batch.operation)

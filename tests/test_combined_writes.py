@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -189,6 +190,45 @@ def cut(engine: Engine) -> None:
     ended = text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         assert connection.scalars(ended).all() == [True]
+
+
+def test_an_interrupt_while_it_waits_takes_one_out_and_holds_up_nobody(engine: Engine, combining: Store) -> None:
+    # To this very thread: another one's signal would not wake it.
+    here = threading.get_ident()
+
+    def interrupt() -> None:
+        arrived(combining, "account", 1)
+        signal.pthread_kill(here, signal.SIGINT)
+
+    with ThreadPoolExecutor(4) as threads:
+        with held_up(engine, "account-0"):
+            first = threads.submit(combining.write, "account-0", "Opened", {"n": 0})
+            waiting(engine)
+            threads.submit(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                combining.write("account-1", "Opened", {"n": 1})
+            last = threads.submit(combining.write, "account-2", "Opened", {"n": 2})
+            arrived(combining, "account", 1)
+        assert (first.result(), last.result()) == (0, 0)
+    assert numbers(combining.read("account")) == [0, 2]
+
+
+@pytest.mark.parametrize("followers", [0, 2])
+def test_one_that_is_interrupted_when_its_turn_has_come_hands_it_on(combining: Store, followers: int) -> None:
+    combiner: Any = combining._combiner
+    operations: Any = combining._operations
+    turns = [
+        combiner.arrive(operations.write(f"account-{n}", "Opened", {"n": n}, None, None, None))
+        for n in range(1 + followers)
+    ]
+    combiner.abandon(turns[0])
+    if followers:
+        with combiner.written(turns[1].answer.result(0)) as batch:
+            batch.outcomes = combining._run(batch.operation)
+        # The one that waits meanwhile has the next turn.
+        assert batch.outcomes == [0, 0]
+        assert turns[2].answer.result(0) == 0
+    assert combining.write("account-9", "Opened", {"n": 9}) == 0
 
 
 def test_under_load_every_caller_is_told_what_happened(messagedb_url: str, store: Store) -> None:
