@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,6 +23,10 @@ from messagedb_sa.postgres import temporary_database
 pytest_plugins = ["pytester"]
 
 HEAD = "messagedb_0002"
+
+# Whoever runs the tests in the background may have these ignored, and programs that we start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # No test depends on timing, whatever else the machine does.
 settings.register_profile(
