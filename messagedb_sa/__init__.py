@@ -9,10 +9,12 @@ if TYPE_CHECKING:
         DuplicateMessageId,
         InvalidArgument,
         MessageDBError,
+        MessageNotDecodable,
         StoreNotInstalled,
         WrongExpectedVersion,
     )
     from messagedb_sa.message import Message, NewMessage, StreamWrite
+    from messagedb_sa.message_types import MessageTypes
     from messagedb_sa.store import NO_STREAM, Store
 else:
     # Lazy: pytest imports this package at every start, for the plugin in it, and that must not cost SQLAlchemy.
@@ -25,6 +27,8 @@ else:
         "InvalidArgument": "errors",
         "Message": "message",
         "MessageDBError": "errors",
+        "MessageNotDecodable": "errors",
+        "MessageTypes": "message_types",
         "NO_STREAM": "store",
         "NewMessage": "message",
         "Store": "store",
@@ -50,6 +54,8 @@ __all__ = [
     "InvalidArgument",
     "Message",
     "MessageDBError",
+    "MessageNotDecodable",
+    "MessageTypes",
     "NewMessage",
     "Store",
     "StoreNotInstalled",

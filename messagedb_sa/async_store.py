@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 from uuid import UUID
 
 from sqlalchemy import URL, Executable
@@ -16,7 +16,8 @@ from messagedb_sa.combining import Combiner
 from messagedb_sa.errors import InvalidArgument
 from messagedb_sa.execution import run_alone, run_joined
 from messagedb_sa.message import Message, MessageInput
-from messagedb_sa.operations import Operation, Operations, Page, StreamWriteInput
+from messagedb_sa.message_types import MessageTypes
+from messagedb_sa.operations import NOT_GIVEN, Operation, Operations, Page, StreamWriteInput
 from messagedb_sa.urls import with_driver
 
 __all__ = ["AsyncStore"]
@@ -32,6 +33,7 @@ class AsyncStore:
         bind: AsyncEngine | AsyncConnection | AsyncSession | async_scoped_session[Any],
         *,
         combine_writes: bool = False,
+        types: MessageTypes | None = None,
     ) -> None:
         self._connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]]
         if isinstance(bind, AsyncEngine):
@@ -47,25 +49,51 @@ class AsyncStore:
         self.engine = bind if isinstance(bind, AsyncEngine) else AsyncEngine(sync_engine)
         joined = not isinstance(bind, AsyncEngine)
         self._execute = run_joined if joined else run_alone
-        self._operations = Operations(sync_engine.dialect, joined=joined)
+        self._operations = Operations(sync_engine.dialect, joined=joined, types=types)
         if combine_writes and joined:
             raise InvalidArgument("combine_writes", combine_writes, "is for an AsyncStore on an AsyncEngine")
         self._combiner = Combiner(self._operations.write_each) if combine_writes else None
         self._turns: set[asyncio.Task[int]] = set()
 
     @classmethod
-    def from_url(cls, url: str | URL, *, combine_writes: bool = False, **engine_options: Any) -> AsyncStore:
+    def from_url(
+        cls, url: str | URL, *, combine_writes: bool = False, types: MessageTypes | None = None, **engine_options: Any
+    ) -> AsyncStore:
         """A store on an engine of its own, which ``await store.engine.dispose()`` closes.
 
         ``engine_options`` are create_async_engine's. A URL that names no driver means psycopg.
         """
-        return cls(create_async_engine(with_driver(url, "psycopg"), **engine_options), combine_writes=combine_writes)
+        engine = create_async_engine(with_driver(url, "psycopg"), **engine_options)
+        return cls(engine, combine_writes=combine_writes, types=types)
 
+    @overload
     async def write(
         self,
         stream_name: str,
         message_type: str,
         data: Any,
+        metadata: Any = None,
+        expected_version: int | None = None,
+        *,
+        id: UUID | str | None = None,
+    ) -> int: ...
+
+    @overload
+    async def write(
+        self,
+        stream_name: str,
+        message_type: object,
+        *,
+        metadata: dict[str, Any] | None = None,
+        expected_version: int | None = None,
+        id: UUID | str | None = None,
+    ) -> int: ...
+
+    async def write(
+        self,
+        stream_name: str,
+        message_type: object,
+        data: Any = NOT_GIVEN,
         metadata: Any = None,
         expected_version: int | None = None,
         *,

@@ -10,6 +10,7 @@ __all__ = [
     "DuplicateMessageId",
     "InvalidArgument",
     "MessageDBError",
+    "MessageNotDecodable",
     "PostgresNotFound",
     "PostgresNotStarted",
     "StoreNotInstalled",
@@ -95,6 +96,28 @@ class ConditionNotActivated(MessageDBError):
         return (
             "SQL conditions are refused unless the session's setting message_store.sql_condition is on; for an "
             'engine: create_engine(url, connect_args={"options": "-c message_store.sql_condition=on"})'
+        )
+
+
+class MessageNotDecodable(MessageDBError):
+    """A message that was read is of a registered type, and can't be made an instance of its class.
+
+    Raised from what the class, its library or an upcaster raised, if one did. None of the read's messages is returned:
+    those before and after this one can be read by themselves, or all by a store without the types.
+    """
+
+    def __init__(self, stream_name: str, position: int, global_position: int, type: str, reason: str) -> None:
+        super().__init__(stream_name, position, global_position, type, reason)
+        self.stream_name = stream_name
+        self.position = position
+        self.global_position = global_position
+        self.type = type
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"message {self.position} of stream {self.stream_name!r} (global position {self.global_position}) is no "
+            f"{self.type!r}: {self.reason}"
         )
 
 

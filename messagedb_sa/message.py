@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeAlias
 from uuid import UUID
 
 from messagedb_sa import stream_name as names
@@ -68,7 +68,26 @@ class NewMessage(NamedTuple):
     id: UUID | str | None = None
 
 
-MessageInput: TypeAlias = "NewMessage | tuple[str, Any] | tuple[str, Any, Any]"
+class _Dataclass(Protocol):
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class _Attrs(Protocol):
+    __attrs_attrs__: ClassVar[Any]
+
+
+class _Struct(Protocol):
+    __struct_fields__: ClassVar[tuple[str, ...]]
+
+
+class _Model(Protocol):
+    __pydantic_validator__: ClassVar[Any]
+
+
+# Not any object: type checkers would take any mistake for a message.
+MessageInput: TypeAlias = (
+    "NewMessage | tuple[str, Any] | tuple[str, Any, Any] | _Dataclass | _Attrs | _Struct | _Model"
+)  # fmt: skip
 
 
 class StreamWrite(NamedTuple):

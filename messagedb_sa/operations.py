@@ -62,12 +62,16 @@ from messagedb_sa.errors import (
 from messagedb_sa.garbage import uncollected
 from messagedb_sa.json_text import JSONCodec, is_json
 from messagedb_sa.message import Message, MessageInput, NewMessage, StreamWrite
+from messagedb_sa.message_types import MessageTypes
 from messagedb_sa.schema import message_columns, messages
 
 NO_STREAM = -1
 """As ``expected_version``: the stream must not exist yet."""
 
 ALL = "$all"
+
+NOT_GIVEN: Any = object()
+"""In place of data, which may be None."""
 
 T = TypeVar("T")
 StreamWriteInput: TypeAlias = (
@@ -156,22 +160,34 @@ class Operations:
 
     ``joined``: they run in a transaction of the caller's, which a wrong expected version must leave usable. PostgreSQL
     gives a transaction up at an error, so there the version is compared in the statement and comes back as a row.
+
+    ``types``: their instances are taken for messages, and are the data of messages that are read.
     """
 
-    def __init__(self, dialect: Dialect, *, joined: bool) -> None:
+    def __init__(self, dialect: Dialect, *, joined: bool, types: MessageTypes | None = None) -> None:
+        if not (types is None or isinstance(types, MessageTypes)):
+            raise InvalidArgument("types", types, "is no MessageTypes")
         self._codec = JSONCodec(dialect)
         self._joined = joined
+        self._types = MessageTypes() if types is None else types
 
     def write(
         self,
         stream_name: str,
-        message_type: str,
+        message_type: object,
         data: Any,
         metadata: Any,
         expected_version: int | None,
         id: UUID | str | None,
     ) -> Operation[int]:
         name, version = arguments.text("stream_name", stream_name), _expected(expected_version)
+        if isinstance(message_type, str):
+            if data is NOT_GIVEN:
+                raise InvalidArgument("message_type", message_type, "needs data: only an instance comes without")
+        elif data is NOT_GIVEN:
+            message_type, data, metadata = self._types._as_message("message_type", message_type, "metadata", metadata)
+        elif type(message_type) in self._types:
+            raise InvalidArgument("data", data, f"is given beside a {type(message_type).__name__}, which is the data")
         parameters = {
             "id": arguments.message_id("id", id),
             "stream_name": name,
@@ -265,10 +281,12 @@ class Operations:
                 type_, its_data = item
             elif isinstance(item, (tuple, list)) and len(item) == 3:
                 type_, its_data, its_metadata = item
-            else:
+            elif isinstance(item, (tuple, list, str)):
                 raise InvalidArgument(
                     f"{argument}[{number}]", item, "is no NewMessage, (type, data) or (type, data, metadata)"
                 )
+            else:
+                type_, its_data, its_metadata = self._types._as_message(f"{argument}[{number}]", item)
             if type_.__class__ is not str or type_ not in known:
                 known.add(arguments.text(f"{argument}[{number}].type", type_))
             ids.append(None if id is None else arguments.message_id(f"{argument}[{number}].id", id))
@@ -387,7 +405,8 @@ class Operations:
             return None
         id, stream_name, type_, position, global_position, data, metadata, time = rows[0]
         decode = self._codec.decode_one
-        return Message(id, stream_name, type_, position, global_position, decode(data), decode(metadata), _utc(time))
+        fields = id, stream_name, type_, position, global_position, decode(data), decode(metadata), _utc(time)
+        return self._types._decoded(Message(*fields))
 
     def _messages(self, rows: Sequence[Any]) -> list[Message]:
         if not rows:
@@ -396,7 +415,9 @@ class Operations:
             ids, streams, types, positions, global_positions, data, metadata, times = zip(*rows, strict=True)
             decoded = self._codec.decode(data), self._codec.decode(metadata)
             fields = zip(ids, streams, types, positions, global_positions, *decoded, map(_utc, times), strict=True)
-            return list(map(_message, fields))
+            messages = list(map(_message, fields))
+        # Not in there: it runs code of the caller's.
+        return self._types._all_decoded(messages)
 
 
 # As Message._make, which goes a way round.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine, Executable, create_engine
@@ -15,7 +15,8 @@ from messagedb_sa.combining import Combiner
 from messagedb_sa.errors import InvalidArgument
 from messagedb_sa.execution import run_alone, run_joined
 from messagedb_sa.message import Message, MessageInput
-from messagedb_sa.operations import NO_STREAM, Operation, Operations, Page, StreamWriteInput
+from messagedb_sa.message_types import MessageTypes
+from messagedb_sa.operations import NO_STREAM, NOT_GIVEN, Operation, Operations, Page, StreamWriteInput
 from messagedb_sa.urls import with_driver
 
 __all__ = ["NO_STREAM", "Store"]
@@ -40,10 +41,17 @@ class Store:
     ``combine_writes``, on an Engine: ``write`` calls of several threads to one category, whose transactions would wait
     for each other's flush to disk, are written together in one transaction, each with its own position or error. Worth
     it from about eight writers at a time on; below that it may be slower.
+
+    ``types``: instances of the classes registered there are written, and read as the ``data`` of messages. A message
+    that is no instance of its type's class then raises MessageNotDecodable, in every read.
     """
 
     def __init__(
-        self, bind: Engine | Connection | Session | scoped_session[Any], *, combine_writes: bool = False
+        self,
+        bind: Engine | Connection | Session | scoped_session[Any],
+        *,
+        combine_writes: bool = False,
+        types: MessageTypes | None = None,
     ) -> None:
         self._connection: Callable[[], AbstractContextManager[Connection]]
         if isinstance(bind, Engine):
@@ -60,19 +68,23 @@ class Store:
         self.engine = engine
         joined = not isinstance(bind, Engine)
         self._execute = run_joined if joined else run_alone
-        self._operations = Operations(engine.dialect, joined=joined)
+        self._operations = Operations(engine.dialect, joined=joined, types=types)
         if combine_writes and joined:
             raise InvalidArgument("combine_writes", combine_writes, "is for a Store on an Engine")
         self._combiner = Combiner(self._operations.write_each) if combine_writes else None
 
     @classmethod
-    def from_url(cls, url: str | URL, *, combine_writes: bool = False, **engine_options: Any) -> Store:
+    def from_url(
+        cls, url: str | URL, *, combine_writes: bool = False, types: MessageTypes | None = None, **engine_options: Any
+    ) -> Store:
         """A store on an engine of its own, which ``store.engine.dispose()`` closes.
 
         ``engine_options`` are create_engine's. A URL that names no driver means psycopg2.
         """
-        return cls(create_engine(with_driver(url), **engine_options), combine_writes=combine_writes)
+        engine = create_engine(with_driver(url), **engine_options)
+        return cls(engine, combine_writes=combine_writes, types=types)
 
+    @overload
     def write(
         self,
         stream_name: str,
@@ -82,12 +94,35 @@ class Store:
         expected_version: int | None = None,
         *,
         id: UUID | str | None = None,
+    ) -> int: ...
+
+    @overload
+    def write(
+        self,
+        stream_name: str,
+        message_type: object,
+        *,
+        metadata: dict[str, Any] | None = None,
+        expected_version: int | None = None,
+        id: UUID | str | None = None,
+    ) -> int: ...
+
+    def write(
+        self,
+        stream_name: str,
+        message_type: object,
+        data: Any = NOT_GIVEN,
+        metadata: Any = None,
+        expected_version: int | None = None,
+        *,
+        id: UUID | str | None = None,
     ) -> int:
         """Write a message; its position in the stream.
 
         ``expected_version`` is the position that the stream's last message must have, NO_STREAM (-1) if the stream
         must not exist yet, None for no check. ``id`` None means a new random one. ``data`` and ``metadata`` are
-        anything that JSON can hold; None is stored as NULL.
+        anything that JSON can hold; None is stored as NULL. An instance of a class of the store's ``types`` takes the
+        place of ``message_type`` and ``data``; its metadata is a dict or None.
 
         Raises WrongExpectedVersion, DuplicateMessageId.
         """
@@ -99,8 +134,8 @@ class Store:
     ) -> int:
         """Write messages in order, all or none, in one round trip; the position of the last one.
 
-        A message is ``(type, data)``, ``(type, data, metadata)`` or a NewMessage. ``expected_version`` applies to the
-        first. Without messages, InvalidArgument. Raises as ``write``.
+        A message is ``(type, data)``, ``(type, data, metadata)``, a NewMessage or an instance of a class of the store's
+        ``types``. ``expected_version`` applies to the first. Without messages, InvalidArgument. Raises as ``write``.
         """
         return self._run(self._operations.write_batch(stream_name, messages, expected_version))
 

@@ -38,11 +38,11 @@ def unsent(each_store: Store) -> Iterator[Store]:
 CASES: list[tuple[Callable[[Store], Any], str, object, str]] = [
     # names
     (lambda s: s.write("", "T", {}), "stream_name", "", "empty"),
-    (lambda s: s.write(None, "T", {}), "stream_name", None, "no text"),  # type: ignore[arg-type]
+    (lambda s: s.write(None, "T", {}), "stream_name", None, "no text"),  # type: ignore[call-overload]
     (lambda s: s.write("a-\0", "T", {}), "stream_name", "a-\0", "NUL"),
     (lambda s: s.write("a-\ud800", "T", {}), "stream_name", "a-\ud800", "surrogate"),
     (lambda s: s.write("a-1", "", {}), "message_type", "", "empty"),
-    (lambda s: s.write("a-1", 5, {}), "message_type", 5, "no text"),  # type: ignore[arg-type]
+    (lambda s: s.write("a-1", 5, {}), "message_type", 5, "no text"),  # type: ignore[call-overload]
     (lambda s: s.read_stream("a"), "stream_name", "a", "is a category"),
     (lambda s: s.iter_stream("a"), "stream_name", "a", "is a category"),
     (lambda s: s.read_last_message("a"), "stream_name", "a", "is a category"),
@@ -56,7 +56,7 @@ CASES: list[tuple[Callable[[Store], Any], str, object, str]] = [
     # numbers
     (lambda s: s.write("a-1", "T", {}, None, -2), "expected_version", -2, "between -1 and"),
     (lambda s: s.write("a-1", "T", {}, None, 2**63), "expected_version", 2**63, "between -1 and"),
-    (lambda s: s.write("a-1", "T", {}, None, "1"), "expected_version", "1", "no integer"),  # type: ignore[arg-type]
+    (lambda s: s.write("a-1", "T", {}, None, "1"), "expected_version", "1", "no integer"),  # type: ignore[call-overload]
     (lambda s: s.write("a-1", "T", {}, None, True), "expected_version", True, "no integer"),
     (lambda s: s.write_batch("a-1", [("T", {})], -2), "expected_version", -2, "between -1 and"),
     (lambda s: s.read_stream("a-1", 1.5), "position", 1.5, "no integer"),  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ CASES: list[tuple[Callable[[Store], Any], str, object, str]] = [
     (lambda s: s.read("$all", None, 0, 1, None, 2), "consumer_group_size", 2, "reads a category"),
     # ids
     (lambda s: s.write("a-1", "T", {}, id="1"), "id", "1", "no UUID"),
-    (lambda s: s.write("a-1", "T", {}, id=1), "id", 1, "no UUID"),  # type: ignore[arg-type]
+    (lambda s: s.write("a-1", "T", {}, id=1), "id", 1, "no UUID"),  # type: ignore[call-overload]
     # what JSON or PostgreSQL cannot hold
     (lambda s: s.write("a-1", "T", NAN), "data", NAN, "nan is no JSON number"),
     (lambda s: s.write("a-1", "T", {"a": [1, -float("inf")]}), "data", ..., "at ['a'][1]: -inf is no JSON number"),

@@ -19,8 +19,8 @@ MIGRATIONS = resources.files("messagedb_sa.migrations")
 
 # A module imports from floors below its own, or beside it, never from above.
 FLOORS = [
-    {"errors", "stream_name", "arguments", "message", "urls", "schema", "json_text", "driver", "garbage"},
-    {"functions", "revisions", "install", "postgres"},
+    {"errors", "stream_name", "arguments", "message", "urls", "schema", "json_text", "driver", "garbage", "conversion"},
+    {"message_types", "functions", "revisions", "install", "postgres"},
     {"operations"},
     {"execution", "combining"},
     {"store", "async_store"},
@@ -76,6 +76,7 @@ def test_every_module_says_in_its_first_line_what_it_is_for(module: str) -> None
         "functions",
         "install",
         "message",
+        "message_types",
         "postgres",
         "schema",
         "store",
@@ -137,10 +138,21 @@ def test_every_name_in_a_function_body_is_qualified() -> None:
         assert not re.search(r"(FROM|INTO|JOIN) messages\b", body), file.name
 
 
-def test_type_checkers_see_what_users_write(tmp_path: Path) -> None:
+def judged(program: str, folder: Path) -> list[str]:
+    """The codes of what mypy finds wrong."""
     pytest.importorskip("mypy")
-    (tmp_path / "app.py").write_text(
-        """
+    (folder / "app.py").write_text(program)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--python-version", "3.11", "app.py"],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    return [line.rpartition("[")[2].rstrip("]") for line in done.stdout.splitlines() if ": error: " in line]
+
+
+def test_type_checkers_see_what_users_write(tmp_path: Path) -> None:
+    program = """
 from typing import assert_type
 from uuid import uuid4
 from sqlalchemy import create_engine, select
@@ -169,14 +181,83 @@ with temporary_server(settings={"fsync": "on"}) as url:
 store.write("a-1", "T", {}, expected_version="1")  # wrong
 store.write_batch("a-1", ["T"])  # wrong
 """
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--python-version", "3.11", "app.py"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    wrong = [line for line in done.stdout.splitlines() if "error:" in line]
-    assert [re.sub(r"^app.py:(\d+): error: .*\[(.*)\]$", r"\2", line) for line in wrong] == ["arg-type", "list-item"], (
-        done.stdout
-    )
+    assert judged(program, tmp_path) == [
+        "call-overload",
+        "list-item",
+    ]
+
+
+def test_type_checkers_see_what_users_write_with_message_types(tmp_path: Path) -> None:
+    program = """
+from dataclasses import dataclass
+from typing import Any, assert_type
+import attrs
+import msgspec
+import pydantic
+from sqlalchemy import create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
+from messagedb_sa import AsyncStore, MessageNotDecodable, MessageTypes, NewMessage, Store
+
+types = MessageTypes()
+
+@types.register
+@dataclass(frozen=True)
+class Opened:
+    owner: str
+
+@types.register(name="PaidIn", version=2)
+@attrs.frozen
+class Deposited:
+    amount: int
+
+@types.register()
+class Withdrawn(msgspec.Struct):
+    amount: int
+
+@types.register
+class Closed(pydantic.BaseModel):
+    reason: str
+
+class Money:
+    def __init__(self, cents: int) -> None:
+        self.cents = cents
+
+assert_type(
+    types.register(Money, encode=lambda money: {"n": money.cents}, decode=lambda data: Money(data["n"])), type[Money]
+)
+
+@types.upcast("PaidIn", from_version=1)
+def in_cents(data: dict[str, Any]) -> dict[str, Any]:
+    return {"amount": data["amount"] * 100}
+
+types.check()
+assert_type(in_cents({}), dict[str, Any])
+assert_type(Deposited(1).amount, int)
+assert_type(types.name_of(Deposited), str)
+assert_type(types.new_message(Money(1), {"by": "Ada"}), NewMessage)
+store = Store(create_engine("postgresql://"), types=types)
+assert_type(Store.from_url("postgresql://", types=types, pool_size=1), Store)
+for each in (Opened("Ada"), Deposited(1), Withdrawn(1), Closed(reason="none"), Money(1)):
+    assert_type(store.write("a-1", each), int)
+assert_type(store.write("a-1", Opened("Ada"), metadata={}, expected_version=-1), int)
+assert_type(
+    store.write_batch("a-1", [Opened("Ada"), Deposited(1), Withdrawn(1), Closed(reason=""), ("T", {})]), int
+)
+assert_type(store.write_streams([("a-1", [Opened("Ada")]), ("a-2", [Deposited(1)], 0)]), dict[str, int])
+
+async def main() -> None:
+    async_store = AsyncStore(create_async_engine("postgresql+asyncpg://"), types=types)
+    assert_type(await async_store.write("a-1", Opened("Ada"), metadata={}), int)
+    assert_type(await async_store.write("a-1", "Opened", {}), int)
+
+store.write("a-1", Opened("Ada"), {})  # wrong
+store.write("a-1", Opened("Ada"), metadata=[])  # wrong
+store.write_batch("a-1", [Money(1)])  # wrong: it can't be told from a mistake, new_message says what it is
+types.register(Money, encode=lambda money: {"n": money.pence}, decode=lambda data: Money(data["n"]))  # wrong
+"""
+    assert judged(program, tmp_path) == [
+        "call-overload",
+        "call-overload",
+        "list-item",
+        "attr-defined",
+    ]

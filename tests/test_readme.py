@@ -51,7 +51,7 @@ def commands(heading: str) -> list[str]:
 
 
 def execute(source: str, names: dict[str, Any]) -> None:
-    exec(compile(source, "README.md", "exec"), names)
+    exec(compile(source, "README.md", "exec", dont_inherit=True), names)
 
 
 def shell(command: str, cwd: Path) -> None:
@@ -77,6 +77,7 @@ def test_every_block_stands_under_a_heading_that_a_test_below_runs() -> None:
         ("On a managed host, without a superuser", "sql"),
         *((heading, "python") for heading in PAGES),
         ("Async", "console"),
+        ("Typed messages", "console"),
         ("An index for the group", "python"),
         ("Testing your application", "python"),
         ("Coming from message-db-py", "python"),
@@ -192,6 +193,7 @@ PAGES = (
     "Async",
     "Reading",
     "In your own queries",
+    "Typed messages",
     "Consumer groups",
     "Errors",
 )
@@ -211,6 +213,7 @@ def test_the_pages_on_writing_and_reading_run_one_after_the_other(messagedb_url:
     assert names["types"][-1] == "Placed"
     assert commands("Async") == ['pip install "messagedb-sa[asyncpg]"']
     assert names["total"] == 210
+    assert commands("Typed messages") == ['pip install "messagedb-sa[msgspec]"']
     assert store.stream_identifiers("account")[:2] == ["1", "10"]
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE customers, orders"))
