@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from messagedb_sa.async_store import AsyncStore
     from messagedb_sa.errors import (
+        CannotSettle,
         ConditionNotActivated,
         DuplicateMessageId,
         InvalidArgument,
@@ -22,6 +23,7 @@ else:
 
     _HOMES = {
         "AsyncStore": "async_store",
+        "CannotSettle": "errors",
         "ConditionNotActivated": "errors",
         "DuplicateMessageId": "errors",
         "InvalidArgument": "errors",
@@ -49,6 +51,7 @@ else:
 __all__ = [
     "NO_STREAM",
     "AsyncStore",
+    "CannotSettle",
     "ConditionNotActivated",
     "DuplicateMessageId",
     "InvalidArgument",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from operator import index
 from uuid import UUID
 
@@ -56,6 +57,20 @@ def integer(argument: str, value: object, *, minimum: int = -(2**63), maximum: i
     if not minimum <= number <= maximum:
         raise InvalidArgument(argument, value, f"is not between {minimum} and {maximum}")
     return number
+
+
+def boolean(argument: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidArgument(argument, value, "is neither True nor False")
+    return value
+
+
+def seconds(argument: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidArgument(argument, value, "is no number of seconds")
+    if not 0 <= value <= sys.float_info.max:
+        raise InvalidArgument(argument, value, "is no finite number of seconds from 0 on")
+    return float(value)
 
 
 def consumer_group(member: object, size: object) -> tuple[int | None, int | None]:

@@ -17,7 +17,7 @@ from messagedb_sa.errors import InvalidArgument
 from messagedb_sa.execution import run_alone, run_joined
 from messagedb_sa.message import Message, MessageInput
 from messagedb_sa.message_types import MessageTypes
-from messagedb_sa.operations import NOT_GIVEN, Operation, Operations, Page, StreamWriteInput
+from messagedb_sa.operations import NOT_GIVEN, SETTLE_SECONDS, Operation, Operations, Page, StreamWriteInput
 from messagedb_sa.urls import with_driver
 
 __all__ = ["AsyncStore"]
@@ -127,11 +127,21 @@ class AsyncStore:
         no_of_messages: int = 1000,
         consumer_group_member: int | None = None,
         consumer_group_size: int | None = None,
+        *,
+        allow_holes: bool = False,
+        settle_seconds: float = SETTLE_SECONDS,
     ) -> list[Message]:
         """As ``Store.read``."""
         return await self._run(
             self._operations.read(
-                stream_name, sql, position, no_of_messages, consumer_group_member, consumer_group_size
+                stream_name,
+                sql,
+                position,
+                no_of_messages,
+                consumer_group_member,
+                consumer_group_size,
+                allow_holes,
+                settle_seconds,
             )
         )
 
@@ -208,6 +218,18 @@ class AsyncStore:
                 condition,
             )
         )
+
+    def iter_all(
+        self,
+        position: int = 1,
+        *,
+        batch_size: int = 1000,
+        allow_holes: bool = False,
+        settle_seconds: float = SETTLE_SECONDS,
+    ) -> AsyncIterator[Message]:
+        """As ``Store.iter_all``."""
+        page_size = arguments.integer("batch_size", batch_size, minimum=1)
+        return self._pages(self._operations.read_all(position, page_size, allow_holes, settle_seconds))
 
     async def version(self) -> str:
         """As ``Store.version``."""

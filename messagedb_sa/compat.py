@@ -159,7 +159,8 @@ class MessageDB:
         consumer_group_size: int | None = None,
     ) -> list[dict[str, Any]]:
         """Messages of a stream from ``position`` on, or of a category from that global position on; of ``$all`` those
-        after it. What is not a category has no consumer group: one that is given is ignored."""
+        after it, where one that is still being written may be passed over: ``store.read`` passes over none. What is not
+        a category has no consumer group: one that is given is ignored."""
         of_category = bool(sql) or (stream_name != "$all" and "-" not in stream_name)
         if consumer_group_member is None or not of_category:
             consumer_group_member = consumer_group_size = None
@@ -167,7 +168,13 @@ class MessageDB:
             position = arguments.integer("position", position) + 1
         with _errors(writing=False):
             messages = self.store.read(
-                stream_name, sql or None, position, no_of_messages, consumer_group_member, consumer_group_size
+                stream_name,
+                sql or None,
+                position,
+                no_of_messages,
+                consumer_group_member,
+                consumer_group_size,
+                allow_holes=stream_name == "$all" and not sql,
             )
         return [_plain(message) for message in messages]
 

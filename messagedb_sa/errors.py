@@ -6,6 +6,7 @@ import re
 from reprlib import Repr
 
 __all__ = [
+    "CannotSettle",
     "ConditionNotActivated",
     "DuplicateMessageId",
     "InvalidArgument",
@@ -96,6 +97,25 @@ class ConditionNotActivated(MessageDBError):
         return (
             "SQL conditions are refused unless the session's setting message_store.sql_condition is on; for an "
             'engine: create_engine(url, connect_args={"options": "-c message_store.sql_condition=on"})'
+        )
+
+
+class CannotSettle(MessageDBError):
+    """``$all`` lacks the global position ``position``, and nobody can tell here whether its message is still to come.
+
+    ``reason`` is why: the server is a standby, or the transaction is REPEATABLE READ or SERIALIZABLE.
+    """
+
+    def __init__(self, position: int, reason: str) -> None:
+        super().__init__(position, reason)
+        self.position = position
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the message at global position {self.position} of $all may be one that is still being written: "
+            f"{self.reason}. Read in a READ COMMITTED transaction on the primary server; or plainly, with "
+            "allow_holes=True, which passes over such messages"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -61,6 +62,10 @@ def run_alone(connection: Connection, operation: Operation[T]) -> T:
 
 
 def _run(connection: Connection, operation: Operation[T], execute: _Execute) -> T:
+    return operation.perform(partial(_step, connection, execute))
+
+
+def _step(connection: Connection, execute: _Execute, operation: Operation[T]) -> T:
     statement = operation.statement
     if operation.without_ours is not None and not _database_has_ours(connection):
         statement = operation.without_ours

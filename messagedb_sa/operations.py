@@ -6,6 +6,7 @@ once, so that a call costs no construction of SQL.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,7 +49,7 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql import visitors
 
-from messagedb_sa import arguments, functions
+from messagedb_sa import arguments, functions, settling
 from messagedb_sa import stream_name as names
 from messagedb_sa.driver import Refusal, refusal
 from messagedb_sa.errors import (
@@ -73,6 +74,9 @@ ALL = "$all"
 NOT_GIVEN: Any = object()
 """In place of data, which may be None."""
 
+SETTLE_SECONDS = 1.0
+"""How long a read of ``$all`` waits for writers where nothing is said."""
+
 T = TypeVar("T")
 StreamWriteInput: TypeAlias = (
     "StreamWrite | tuple[str, Iterable[MessageInput]] | tuple[str, Iterable[MessageInput], int | None]"
@@ -81,6 +85,8 @@ StreamWriteInput: TypeAlias = (
 # No such schema, function or table.
 _NOT_INSTALLED = frozenset({"3F000", "42883", "42P01"})
 _BAD_JSON = frozenset({"22P02", "22P05"})
+
+logger = logging.getLogger(__name__)
 
 
 class Batch(NamedTuple):
@@ -96,6 +102,8 @@ class Batch(NamedTuple):
 class Operation(Generic[T]):
     """A call: ``statement`` is executed with ``parameters``, and ``result`` makes of its rows what is returned.
 
+    That is a step; ``perform`` says what steps the call takes, most of them one.
+
     ``expected``: the streams that it writes to, with the versions expected of them. ``without_ours``: the statement in
     its place, with the same parameters, rows and errors, for a store without the functions that we add to Message DB's.
     """
@@ -106,6 +114,11 @@ class Operation(Generic[T]):
     expected: Mapping[str, int | None] = field(default_factory=dict)
     own_sql: bool = False
     without_ours: Executable | None = None
+
+    def perform(self, run: Run) -> T:
+        """The call's result, by steps that ``run`` takes."""
+        result: T = run(self)
+        return result
 
     def error(self, error: DBAPIError) -> MessageDBError | None:
         """What the database's refusal means, None where this package has no name for it."""
@@ -142,6 +155,9 @@ class Operation(Generic[T]):
         return WrongExpectedVersion(name, checked[name], None) if name in checked else None
 
 
+Run: TypeAlias = "Callable[[Operation[Any]], Any]"
+
+
 @dataclass(slots=True)
 class Page(Operation[list[Message]]):
     """A read that can go on where it ended; ``by`` is the field that the position counts."""
@@ -150,9 +166,48 @@ class Page(Operation[list[Message]]):
 
     def after(self, page: list[Message]) -> Page | None:
         """The page after this one, whose messages were ``page``; None where this was the last."""
-        if len(page) < self.parameters["batch_size"]:
-            return None
+        return None if len(page) < self.parameters["batch_size"] else self.from_here(page)
+
+    def from_here(self, page: list[Message]) -> Page:
+        """The page that goes on where this one, whose messages were ``page``, ended: also where nothing is yet."""
+        if not page:
+            return self
         return replace(self, parameters={**self.parameters, "position": getattr(page[-1], self.by) + 1})
+
+
+@dataclass(slots=True)
+class SettledPage(Page):
+    """A page of ``$all`` that passes over nothing that is still to come: it ends before the first number that is
+    missing, unless that is settled. What it learns of that, the pages after it know."""
+
+    settle_seconds: float = SETTLE_SECONDS
+    settled: int = 0
+
+    def perform(self, run: Run) -> list[Message]:
+        def look(pause: float) -> settling.Writers:
+            writers: settling.Writers = run(Operation(settling.WRITERS, {"pause": pause}, settling.writers))
+            return writers
+
+        messages, missing = self._before_missing(run(self))
+        if missing is None:
+            return messages
+        outcome = settling.settle(look, missing, self.settle_seconds)
+        if outcome.settled is not None:
+            self.settled = max(self.settled, outcome.settled)
+        # Again, for what came meanwhile.
+        messages, missing = self._before_missing(run(self))
+        if missing is not None and outcome.in_the_way and self.settle_seconds:
+            logger.warning(
+                "waited %.1f s for writers of $all, and stopped before global position %d; in the way: %s",
+                outcome.waited,
+                missing,
+                ", ".join("a prepared transaction" if pid is None else f"process {pid}" for pid in outcome.in_the_way),
+            )
+        return messages
+
+    def _before_missing(self, messages: list[Message]) -> tuple[list[Message], int | None]:
+        end, missing = settling.before_missing(messages, max(self.parameters["position"], self.settled + 1))
+        return messages if missing is None else messages[:end], missing
 
 
 class Operations:
@@ -311,8 +366,16 @@ class Operations:
         no_of_messages: int,
         consumer_group_member: int | None,
         consumer_group_size: int | None,
+        allow_holes: bool,
+        settle_seconds: float,
     ) -> Operation[list[Message]]:
         name = arguments.text("stream_name", stream_name)
+        if sql is not None or name != ALL:
+            reason = f"is for a read of {ALL!r}, without SQL of your own"
+            if allow_holes is not False:
+                raise InvalidArgument("allow_holes", allow_holes, reason)
+            if settle_seconds != SETTLE_SECONDS:
+                raise InvalidArgument("settle_seconds", settle_seconds, reason)
         if sql is not None:
             return self._own_sql(sql, name, position, no_of_messages, consumer_group_member, consumer_group_size)
         if name != ALL and names.is_category(name):
@@ -326,10 +389,17 @@ class Operations:
             if value is not None:
                 raise InvalidArgument(argument, value, f"a consumer group reads a category, and {name!r} is none")
         if name == ALL:
-            parameters = _from(position, no_of_messages)
-            limit = None if no_of_messages == -1 else parameters["batch_size"]
-            return Operation(_READ_ALL, {**parameters, "batch_size": limit}, self._messages)
+            return self.read_all(position, no_of_messages, allow_holes, settle_seconds)
         return self.read_stream(name, position, no_of_messages, None)
+
+    def read_all(self, position: int, no_of_messages: int, allow_holes: bool, settle_seconds: float) -> Page:
+        parameters = _from(position, no_of_messages)
+        if no_of_messages == -1:
+            parameters["batch_size"] = None
+        seconds = arguments.seconds("settle_seconds", settle_seconds)
+        if arguments.boolean("allow_holes", allow_holes):
+            return Page(_READ_ALL, parameters, self._messages, by="global_position")
+        return SettledPage(_READ_ALL, parameters, self._messages, by="global_position", settle_seconds=seconds)
 
     def read_stream(self, stream_name: str, position: int, no_of_messages: int, condition: str | None) -> Page:
         parameters = {
@@ -463,7 +533,7 @@ def _iterable(argument: str, value: Iterable[T]) -> Iterable[T]:
     return value
 
 
-def _from(position: int, no_of_messages: int) -> dict[str, int]:
+def _from(position: int, no_of_messages: int) -> dict[str, int | None]:
     return {
         "position": arguments.integer("position", position),
         "batch_size": arguments.integer("no_of_messages", no_of_messages, minimum=-1),

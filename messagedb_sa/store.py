@@ -16,7 +16,15 @@ from messagedb_sa.errors import InvalidArgument
 from messagedb_sa.execution import run_alone, run_joined
 from messagedb_sa.message import Message, MessageInput
 from messagedb_sa.message_types import MessageTypes
-from messagedb_sa.operations import NO_STREAM, NOT_GIVEN, Operation, Operations, Page, StreamWriteInput
+from messagedb_sa.operations import (
+    NO_STREAM,
+    NOT_GIVEN,
+    SETTLE_SECONDS,
+    Operation,
+    Operations,
+    Page,
+    StreamWriteInput,
+)
 from messagedb_sa.urls import with_driver
 
 __all__ = ["NO_STREAM", "Store"]
@@ -32,8 +40,8 @@ class Store:
     opens no connection of its own. A WrongExpectedVersion leaves that transaction usable, at no cost of a savepoint;
     after any other refusal by the database it has to be rolled back, to a savepoint if the caller made one.
 
-    Each call is one statement. Positions are inclusive: "read from here". A stream's first message has position 0,
-    the store's first global position 1.
+    Each call is one statement, but for reads of ``$all`` where a global position is missing. Positions are inclusive:
+    "read from here". A stream's first message has position 0, the store's first global position 1.
 
     Arguments that no store could take raise InvalidArgument, a ValueError, before anything is sent; a database
     without a store raises StoreNotInstalled. What else the driver reports stays SQLAlchemy's error.
@@ -158,6 +166,9 @@ class Store:
         no_of_messages: int = 1000,
         consumer_group_member: int | None = None,
         consumer_group_size: int | None = None,
+        *,
+        allow_holes: bool = False,
+        settle_seconds: float = SETTLE_SECONDS,
     ) -> list[Message]:
         """Read by the kind of name: ``$all`` is the whole store by global position, a name with a ``-`` a stream, any
         other a category.
@@ -166,12 +177,24 @@ class Store:
         message: a select of SQLAlchemy's, or text with the parameters ``%(stream_name)s``, ``%(position)s``,
         ``%(batch_size)s``, ``%(consumer_group_member)s`` and ``%(consumer_group_size)s``.
 
-        Between categories, messages can become visible out of the order of their global positions: a reader of
-        ``$all`` that goes on after the last one it saw can pass over one that was still being written.
+        Of ``$all``, messages come in the order of their global positions, and never one before another with a lower
+        position that is still to commit: who goes on after the last one misses nothing. Where a number is missing, the
+        read waits until the transactions that write at that moment are over, whichever of them it is about, for up to
+        ``settle_seconds`` (0: does not wait). After that it returns what comes before that number, maybe nothing, and
+        logs a warning. Raises CannotSettle where a number is missing and waiting would not tell: on a standby server,
+        and in a transaction that is REPEATABLE READ or SERIALIZABLE. ``allow_holes=True`` is the plain read: it waits
+        for nobody, and who goes on after its last message can miss those that were still being written.
         """
         return self._run(
             self._operations.read(
-                stream_name, sql, position, no_of_messages, consumer_group_member, consumer_group_size
+                stream_name,
+                sql,
+                position,
+                no_of_messages,
+                consumer_group_member,
+                consumer_group_size,
+                allow_holes,
+                settle_seconds,
             )
         )
 
@@ -268,6 +291,23 @@ class Store:
                 condition,
             )
         )
+
+    def iter_all(
+        self,
+        position: int = 1,
+        *,
+        batch_size: int = 1000,
+        allow_holes: bool = False,
+        settle_seconds: float = SETTLE_SECONDS,
+    ) -> Iterator[Message]:
+        """As ``read("$all")`` without a limit, in constant memory: ``batch_size`` messages (from 1) a round trip.
+
+        Ends at what is settled: everything is there that had committed when it began, unless a writer's transaction
+        stayed open for longer than ``settle_seconds``; then it ends before the first number that is missing. Each page
+        may wait that long. What it learns about numbers that are missing serves the pages that follow.
+        """
+        page_size = arguments.integer("batch_size", batch_size, minimum=1)
+        return self._pages(self._operations.read_all(position, page_size, allow_holes, settle_seconds))
 
     def version(self) -> str:
         """The version of the Message DB interface in the database, such as 1.3.0."""

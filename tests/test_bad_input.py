@@ -64,6 +64,17 @@ CASES: list[tuple[Callable[[Store], Any], str, object, str]] = [
     (lambda s: s.read_stream("a-1", 0, -2), "no_of_messages", -2, "between -1 and"),
     (lambda s: s.read_category("a", 0, -2), "no_of_messages", -2, "between -1 and"),
     (lambda s: s.read("$all", None, 0, -2), "no_of_messages", -2, "between -1 and"),
+    (lambda s: s.iter_all("1"), "position", "1", "no integer"),  # type: ignore[arg-type]
+    (lambda s: s.iter_all(batch_size=0), "batch_size", 0, "between 1 and"),
+    (lambda s: s.read("$all", settle_seconds=-1), "settle_seconds", -1, "from 0 on"),
+    (lambda s: s.iter_all(settle_seconds=NAN), "settle_seconds", NAN, "finite"),
+    (lambda s: s.iter_all(settle_seconds=10**400), "settle_seconds", 10**400, "finite"),
+    (lambda s: s.read("$all", settle_seconds="1"), "settle_seconds", "1", "no number"),  # type: ignore[arg-type]
+    (lambda s: s.read("$all", settle_seconds=True), "settle_seconds", True, "no number"),
+    (lambda s: s.read("$all", allow_holes="no"), "allow_holes", "no", "neither"),  # type: ignore[arg-type]
+    (lambda s: s.read("a", allow_holes=True), "allow_holes", True, "without SQL"),
+    (lambda s: s.read("a-1", settle_seconds=2), "settle_seconds", 2, "without SQL"),
+    (lambda s: s.read("$all", "SELECT 1", allow_holes=True), "allow_holes", True, "without SQL"),
     (lambda s: s.read("a-1", None, 0, None), "no_of_messages", None, "no integer"),  # type: ignore[arg-type]
     (lambda s: s.iter_stream("a-1", batch_size=0), "batch_size", 0, "between 1 and"),
     (lambda s: s.iter_category("a", batch_size=-1), "batch_size", -1, "between 1 and"),

@@ -113,6 +113,14 @@ def test_a_position_is_included_except_in_all(filled: MessageDB) -> None:
     assert numbers(filled.read("$all", position=5)) == [5, 6]
 
 
+def test_all_is_read_as_it_stands_without_a_wait_for_who_is_writing(old: MessageDB) -> None:
+    with old.store.engine.connect() as connection:
+        Store(connection).write("slow-1", "Opened", {"n": 0})
+        old.write("account-1", "Opened", {"n": 1})
+        assert numbers(old.read("$all")) == [1]
+        assert old.store.read("$all", settle_seconds=0) == []
+
+
 def test_the_number_of_messages_is_limited(filled: MessageDB) -> None:
     assert numbers(filled.read("account-1", no_of_messages=2)) == numbers(filled.read_stream("account-1", 0, 2))
     assert numbers(filled.read_category("account", 0, 2)) == numbers(filled.read("$all", no_of_messages=2)) == [0, 1]

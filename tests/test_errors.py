@@ -10,6 +10,7 @@ from sqlalchemy import Engine, NullPool, text
 from sqlalchemy.exc import DBAPIError, OperationalError, ProgrammingError
 
 from messagedb_sa import (
+    CannotSettle,
     ConditionNotActivated,
     DuplicateMessageId,
     InvalidArgument,
@@ -38,6 +39,7 @@ from .conftest import DRIVERS, as_role, store_on
         lambda store: store.stream_version("account-1"),
         lambda store: store.stream_identifiers("account"),
         lambda store: list(store.iter_stream("account-1")),
+        lambda store: list(store.iter_all()),
         lambda store: store.version(),
     ],
 )
@@ -133,6 +135,7 @@ def test_errors_leave_the_pool_and_the_store_as_they_were(each_store: Store) -> 
         DuplicateMessageId(None),
         StoreNotInstalled("no schema"),
         ConditionNotActivated(),
+        CannotSettle(7, "a standby server does not know"),
         errors.PostgresNotFound("nowhere"),
         errors.PostgresNotStarted("bad setting"),
         MigrationRefused("messages"),

@@ -20,7 +20,7 @@ MIGRATIONS = resources.files("messagedb_sa.migrations")
 # A module imports from floors below its own, or beside it, never from above.
 FLOORS = [
     {"errors", "stream_name", "arguments", "message", "urls", "schema", "json_text", "driver", "garbage", "conversion"},
-    {"message_types", "functions", "revisions", "install", "postgres"},
+    {"message_types", "functions", "revisions", "install", "postgres", "settling"},
     {"operations"},
     {"execution", "combining"},
     {"store", "async_store"},
@@ -166,6 +166,8 @@ assert_type(store.write_batch("a-1", [("T", {}), ("T", {}, {}), NewMessage("T", 
 assert_type(store.read("a-1", select(schema.messages)), list[Message])
 assert_type(store.read_last_message("a-1"), Message | None)
 assert_type(store.stream_version("a-1"), int | None)
+assert_type(store.read("$all", allow_holes=True), list[Message])
+assert_type([*store.iter_all(settle_seconds=0)], list[Message])
 for message in store.iter_category("a"):
     assert_type(message, Message)
     assert_type(message.position, int)

@@ -79,6 +79,7 @@ CALLS: list[Callable[[Store], Any]] = [
     lambda store: store.stream_version("account-1"),
     lambda store: store.stream_identifiers("account"),
     lambda store: list(store.iter_category("account")),
+    lambda store: list(store.iter_all()),
     lambda store: store.version(),
 ]
 
@@ -102,6 +103,24 @@ def test_each_call_in_the_callers_transaction_is_one_round_trip_too(
         counted.requests.clear()
         call(Store(connection))
         assert len(counted.requests) == 1, counted.requests
+
+
+def test_of_all_the_first_number_that_is_missing_costs_two_more_and_the_others_nothing(
+    wire: tuple[Wire, Engine],
+) -> None:
+    counted, engine = wire
+    store = Store(engine)
+    for _ in range(6):
+        with engine.connect() as connection:
+            Store(connection).write("order-1", "Placed", {})
+        store.write_batch("account-1", [("Deposited", {})] * 2)
+    counted.requests.clear()
+    # One of the wire's own, and two after each gap: three pages, and a fourth that is short.
+    assert len(list(store.iter_all(batch_size=4))) == 13
+    assert len(counted.requests) == 4 + 2
+    counted.requests.clear()
+    assert len(list(store.iter_all(batch_size=4, allow_holes=True))) == 13
+    assert len(counted.requests) == 4
 
 
 def test_a_refusal_by_the_server_is_one_round_trip_too(wire: tuple[Wire, Engine]) -> None:
