@@ -192,6 +192,7 @@ PAGES = (
     "One transaction with your own rows",
     "Async",
     "Reading",
+    "The whole store",
     "In your own queries",
     "Typed messages",
     "Consumer groups",
