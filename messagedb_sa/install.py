@@ -13,16 +13,25 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine
 
 from messagedb_sa.errors import InvalidArgument
-from messagedb_sa.revisions import MIGRATIONS, MigrationRefused, version_table_schema, wait_for_turn
+from messagedb_sa.revisions import MIGRATIONS, MigrationRefused, statement, version_table_schema, wait_for_turn
 from messagedb_sa.schema import VERSION_TABLE
 
-__all__ = ["MigrationRefused", "current", "downgrade", "upgrade"]
+__all__ = ["NOTIFY_OFF", "NOTIFY_ON", "MigrationRefused", "current", "downgrade", "upgrade"]
+
+NOTIFY_ON = statement("0003", "notify_on")
+"""What ``upgrade(notify=True)`` executes, for a revision of your own: ``op.execute(install.NOTIFY_ON)``, at
+messagedb_0003 or later. Where notifications are on already, nothing happens."""
+
+NOTIFY_OFF = statement("0003", "notify_off")
+"""What ``upgrade(notify=False)`` executes. Where notifications are off already, nothing happens."""
 
 # Alembic's context is one for the whole process.
 _alembic = Lock()
 
 
-def upgrade(bind: Engine | Connection, revision: str = "head", *, role: bool = True) -> None:
+def upgrade(
+    bind: Engine | Connection, revision: str = "head", *, role: bool = True, notify: bool | None = None
+) -> None:
     """Bring the database's store to ``revision``; where it is there already, nothing happens.
 
     On an Engine in one transaction of its own, committed. On a Connection in the caller's transaction, which the
@@ -32,9 +41,14 @@ def upgrade(bind: Engine | Connection, revision: str = "head", *, role: bool = T
     ``role=False`` leaves out the role message_store and its grants. Where the migrating role may not create roles,
     they are left out with a logged warning.
 
-    Raises MigrationRefused where the schema message_store holds something else than Message DB 1.1 to 1.3.
+    ``notify`` switches on or off the trigger by which a writer wakes consumers, at head as well; None leaves it as it
+    is, which in a new store is off. Writers wait while it is switched, and to switch it off readers too.
+
+    Raises MigrationRefused where the schema message_store holds something else than Message DB 1.1 to 1.3, and where
+    notifications are asked of a ``revision`` before messagedb_0003.
     """
-    with _config(bind, f"role={'on' if role else 'off'}") as config:
+    asked = [] if notify is None else [f"notify={'on' if notify else 'off'}"]
+    with _config(bind, f"role={'on' if role else 'off'}", *asked) as config:
         command.upgrade(config, revision)
 
 

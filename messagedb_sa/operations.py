@@ -820,3 +820,14 @@ HAS_OURS: Operation[bool] = Operation(
     _scalar,
 )
 """Whether there are the functions that we add to Message DB's, and may be used."""
+
+HAS_NOTIFY: Operation[bool] = Operation(
+    text(
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_trigger"
+        " WHERE tgrelid = pg_catalog.to_regclass('message_store.messages')"
+        " AND tgname = 'messages_notify' AND tgenabled IN ('O', 'A'))"
+    ),
+    {},
+    _scalar,
+)
+"""Whether writers, whoever they are, notify of the categories that they write to."""

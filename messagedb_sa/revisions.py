@@ -6,6 +6,7 @@ import logging
 import re
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 from alembic import op
 from alembic.util import CommandError
@@ -15,6 +16,8 @@ from sqlalchemy.exc import DBAPIError
 from messagedb_sa.driver import refusal
 from messagedb_sa.errors import InvalidArgument, MessageDBError
 from messagedb_sa.schema import SCHEMA, VERSION_TABLE
+
+D = TypeVar("D", bool, None)
 
 # The advisory lock that upgrades take: any pair that nobody else takes. Message DB's own locks have one 64-bit key.
 _LOCK = (1297302594, 1)
@@ -53,7 +56,7 @@ def run(revision: str, *names: str) -> None:
             raise MigrationRefused(refused.message) from error
 
 
-def switch(name: str, *, default: bool) -> bool:
+def switch(name: str, *, default: D) -> bool | D:
     """The value of ``-x name=on|off`` (or yes, no); ``default`` where it is not given."""
     environment = op.get_context().environment_context
     arguments = environment.get_x_argument(as_dictionary=True) if environment else {}
@@ -63,6 +66,19 @@ def switch(name: str, *, default: bool) -> bool:
     if value not in ("on", "yes", "off", "no"):
         raise CommandError(f"-x {name}={value}: say yes or no, or on or off")
     return value in ("on", "yes")
+
+
+def notify_as_asked() -> None:
+    """Switch notifications on or off as ``-x notify=`` says; where it is not given, they stay as they are."""
+    asked = switch("notify", default=None)
+    if asked:
+        run("0003", "notify_on")
+    elif asked is not None:
+        notify_off()
+
+
+def notify_off() -> None:
+    run("0003", "notify_off")
 
 
 def warn_without_role() -> None:

@@ -6,10 +6,11 @@ import os
 from logging.config import fileConfig
 
 from alembic import context
+from alembic.operations import Operations
 from alembic.util import CommandError
 from sqlalchemy import URL, Connection, NullPool, engine_from_config
 
-from messagedb_sa.revisions import statement, version_table_schema, wait_for_turn
+from messagedb_sa.revisions import notify_as_asked, statement, version_table_schema, wait_for_turn
 from messagedb_sa.schema import SCHEMA, VERSION_TABLE
 from messagedb_sa.urls import with_driver
 
@@ -33,13 +34,20 @@ def database_url() -> URL:
     return with_driver(url)
 
 
+def run_migrations() -> None:
+    context.run_migrations()
+    # After the revisions, not in one of them: it can be asked for at any time, of a store that is at head already too.
+    with Operations.context(context.get_context()):
+        notify_as_asked()
+
+
 def run_on(connection: Connection) -> None:
     wait_for_turn(connection)
     schema = version_table_schema(connection)
     if schema == SCHEMA:
         connection.execute(statement("0001", "schema"))
     context.configure(connection=connection, version_table=VERSION_TABLE, version_table_schema=schema)
-    context.run_migrations()
+    run_migrations()
 
 
 def run_by_url() -> None:
@@ -61,7 +69,7 @@ def write_sql() -> None:
         literal_binds=True,
     )
     with context.begin_transaction():
-        context.run_migrations()
+        run_migrations()
 
 
 if context.is_offline_mode():

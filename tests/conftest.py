@@ -18,11 +18,11 @@ from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from messagedb_sa import AsyncStore, Store
-from messagedb_sa.postgres import temporary_database
+from messagedb_sa.postgres import _find_programs, temporary_database
 
 pytest_plugins = ["pytester"]
 
-HEAD = "messagedb_0002"
+HEAD = "messagedb_0003"
 
 # Whoever runs the tests in the background may have these ignored, and programs that we start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -85,6 +85,26 @@ def as_role(engine: Engine, role: str, **options: Any) -> Engine:
     """An engine on the same database, logged in as another role."""
     url = make_url(engine.url).set(username=role)
     return create_engine(url, **{"poolclass": NullPool, **options})
+
+
+@contextmanager
+def restored(url: str, server_url: str) -> Iterator[str]:
+    """A database restored from a dump of the other one. Skips the test where there is no pg_dump."""
+    programs = _find_programs()
+    if not (programs / "pg_dump").exists():
+        pytest.skip("these server programs come without pg_dump")
+
+    def run(program: str, url: str, *arguments: str, script: str | None = None) -> str:
+        at = make_url(url)
+        place = ["-h", str(at.query["host"]), "-p", str(at.query["port"]), "-U", "postgres", "-d", str(at.database)]
+        command = [str(programs / program), *place, *arguments]
+        done = subprocess.run(command, input=script, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    with temporary_database(server_url) as copy:
+        run("psql", copy, "-v", "ON_ERROR_STOP=1", script=run("pg_dump", url))
+        yield copy
 
 
 def numbers(messages: Any) -> list[Any]:

@@ -222,6 +222,7 @@ def test_there_are_twelve_functions_with_these_signatures_and_one_that_we_add(co
         "get_last_stream_message(stream_name varchar, type varchar DEFAULT NULL) SETOF message_store.message": "v",
         "write_messages(ids varchar[], stream_name varchar, types varchar[], data jsonb, metadata jsonb DEFAULT "
         "NULL, expected_version bigint DEFAULT NULL) bigint": "v",
+        "notify_category() trigger": "v",
     }
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, NullPool, create_engine, event, make_url, text
+from sqlalchemy import Engine, NullPool, create_engine, event, text
 from sqlalchemy.schema import CreateIndex
 
 from messagedb_sa import InvalidArgument, Store, install, schema
-from messagedb_sa.postgres import _find_programs, temporary_database
+from messagedb_sa.postgres import temporary_database
 from messagedb_sa.stream_name import consumer_group_member
+
+from .conftest import restored
 
 # 40 streams in each of two categories, 500 messages in each; one member of a group of ten reads 4 of them or so. With
 # few categories and messages, going through all of them looks cheap to PostgreSQL.
@@ -154,25 +155,12 @@ def test_without_it_the_functions_are_part_of_the_plan(plain: str, caplog: pytes
 def test_the_index_survives_dump_and_restore(
     grouped: str, messagedb_server_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    programs = _find_programs()
-    if not (programs / "pg_dump").exists():
-        pytest.skip("these server programs come without pg_dump")
-
-    def run(program: str, url: str, *arguments: str, script: str | None = None) -> str:
-        at = make_url(url)
-        place = ["-h", str(at.query["host"]), "-p", str(at.query["port"]), "-U", "postgres", "-d", str(at.database)]
-        command = [str(programs / program), *place, *arguments]
-        done = subprocess.run(command, input=script, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    with temporary_database(messagedb_server_url) as restored:
-        run("psql", restored, "-v", "ON_ERROR_STOP=1", script=run("pg_dump", grouped))
-        engine = create_engine(restored, poolclass=NullPool)
+    with restored(grouped, messagedb_server_url) as copy:
+        engine = create_engine(copy, poolclass=NullPool)
         with engine.begin() as connection:
             connection.execute(text("ANALYZE message_store.messages"))
         assert len(Store(engine).read_category("account", no_of_messages=-1)) == 20_000
-        (plan,) = plans(restored, lambda store: store.read_category("account", 0, 20, 3, 10), caplog)
+        (plan,) = plans(copy, lambda store: store.read_category("account", 0, 20, 3, 10), caplog)
         assert "Index Scan using messages_consumer_group_of_10" in plan
 
 

@@ -1,0 +1,1 @@
+DROP FUNCTION message_store.notify_category()

@@ -1,0 +1,21 @@
+"""notify_category, for a trigger that tells consumers of new messages; the trigger itself is switched on apart
+
+Revision ID: messagedb_0003
+Create Date: 2026-11-25
+"""
+
+from messagedb_sa.revisions import notify_off, run
+
+revision = "messagedb_0003"
+down_revision = "messagedb_0002"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    run("0003", "function_notify_category")
+
+
+def downgrade() -> None:
+    notify_off()
+    run("0003", "drop_function_notify_category")
