@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from random import Random
 from statistics import median, quantiles
+from threading import Barrier, Thread
 from typing import Any
 
 _random = Random(1)
@@ -94,3 +95,22 @@ def _stretch(call: Call, block: int, numbers: count[int], answer: int | None) ->
     for argument in arguments:
         do(argument)
     return (time.perf_counter() - began) / block
+
+
+def seconds_of_threads(write: Callable[[str], object], streams: Sequence[str], writes: int) -> float:
+    """How long it takes a thread for each stream to write so often to it, all at the same time."""
+    ready = Barrier(len(streams) + 1)
+
+    def work(stream: str) -> None:
+        ready.wait()
+        for _ in range(writes):
+            write(stream)
+
+    threads = [Thread(target=work, args=(stream,)) for stream in streams]
+    for thread in threads:
+        thread.start()
+    ready.wait()
+    began = time.perf_counter()
+    for thread in threads:
+        thread.join()
+    return time.perf_counter() - began

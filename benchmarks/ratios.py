@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
-from threading import Barrier, Thread
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -19,7 +18,7 @@ from contenders import Batch, EventSourcing, Floor, MessageDBPy, Ours, events
 from database import cursor
 from iterate import Iteration, iterated
 from link import added_round_trip, link, one_way_for
-from measure import Call, Comparison, Ratio, Samples, in_random_order
+from measure import Call, Comparison, Ratio, Samples, in_random_order, seconds_of_threads
 from report import duration, facts, progress, table
 from sizes import Sizes
 from sqlalchemy import create_engine, make_url
@@ -356,28 +355,11 @@ def _write_at_once(writers: Mapping[str, Callable[[str], object]], sizes: Sizes)
     seconds: dict[str, list[float]] = {name: [] for name in writers}
     for repetition in range(sizes.repetitions + 1):
         for name in in_random_order(writers):
-            taken = _seconds_of_threads(writers[name], f"threads{list(writers).index(name)}", sizes.writes_per_thread)
+            streams = [f"threads{list(writers).index(name)}-{number}" for number in range(THREADS)]
+            taken = seconds_of_threads(writers[name], streams, sizes.writes_per_thread)
             if repetition > 0:
                 seconds[name].append(taken / (THREADS * sizes.writes_per_thread))
     return Samples(seconds)
-
-
-def _seconds_of_threads(write: Callable[[str], object], category: str, writes: int) -> float:
-    ready = Barrier(THREADS + 1)
-
-    def work(number: int) -> None:
-        ready.wait()
-        for _ in range(writes):
-            write(f"{category}-{number}")
-
-    threads = [Thread(target=work, args=(number,)) for number in range(THREADS)]
-    for thread in threads:
-        thread.start()
-    ready.wait()
-    began = time.perf_counter()
-    for thread in threads:
-        thread.join()
-    return time.perf_counter() - began
 
 
 def _iteration(urls: Urls, sizes: Sizes) -> Row:

@@ -9,6 +9,7 @@ from pathlib import Path
 import budget
 import chart
 import growth
+import notify
 import page
 import ratios
 import upstream
@@ -16,7 +17,7 @@ from report import progress
 from server import server
 from sizes import FULL, QUICK
 
-PARTS = ("ratios", "growth", "budget")
+PARTS = ("ratios", "growth", "budget", "notify")
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -43,6 +44,8 @@ def main() -> None:
                 chart.growth(seconds, output / "growth.svg")
             if "budget" in parts:
                 reports["budget"] = budget.run(url, sizes)
+            if "notify" in parts:
+                reports["notify"] = notify.run(url, sizes)
     for name, report in reports.items():
         (output / f"{name}.md").write_text(report, encoding="utf-8")
         print(f"\n{report}")

@@ -14,6 +14,8 @@ from markdown_it import MarkdownIt
 from sqlalchemy import Engine, create_engine, func, select, text
 
 from messagedb_sa import Store, install, schema
+from messagedb_sa.execution import run_joined
+from messagedb_sa.operations import HAS_NOTIFY
 
 from .conftest import as_role
 
@@ -74,6 +76,8 @@ def test_every_block_stands_under_a_heading_that_a_test_below_runs() -> None:
         ("From a host application's alembic.ini", "python"),
         ("In a host's own history", "ini"),
         ("In a host's own history", "console"),
+        ("Notifications of new messages", "console"),
+        ("Notifications of new messages", "python"),
         ("On a managed host, without a superuser", "sql"),
         *((heading, "python") for heading in PAGES),
         ("Async", "console"),
@@ -137,6 +141,34 @@ def test_installing_in_a_hosts_own_history(tmp_path: Path, empty_database: Engin
     shell("alembic revision --head base --version-path migrations/versions -m first", tmp_path)
     assert len(list((tmp_path / "migrations" / "versions").glob("*.py"))) == 1
     assert Store(empty_database).version() == "1.3.0"
+
+
+def test_switching_notifications_on_and_off(tmp_path: Path, empty_database: Engine) -> None:
+    where = "Notifications of new messages"
+    from_python, revision = code(where, "python")
+
+    def on() -> bool:
+        with empty_database.connect() as connection:
+            return run_joined(connection, HAS_NOTIFY)
+
+    (ini,) = code("From a host application's alembic.ini", "ini")
+    configure = "context.configure(connection=connection)"
+    write_host(
+        tmp_path / "own", empty_database, f"[alembic]\nscript_location = %(here)s/migrations\n#url\n{ini}", configure
+    )
+    for command, expected in zip(commands(where), (True, False), strict=True):
+        shell(command, tmp_path / "own")
+        assert on() is expected
+    for line, expected in zip(from_python.splitlines(), (True, False), strict=True):
+        execute(line, {"install": install, "engine": empty_database})
+        assert on() is expected
+    install.downgrade(empty_database)
+    (ini,) = code("In a host's own history", "ini")
+    write_host(tmp_path / "shared", empty_database, f"{ini}#url\n", configure)
+    (tmp_path / "shared" / "migrations" / "versions" / "notify.py").write_text(revision)
+    for command, expected in (("upgrade heads", True), ("downgrade notify@base", False)):
+        shell(f"alembic {command}", tmp_path / "shared")
+        assert on() is expected
 
 
 def test_a_revision_that_makes_an_index_for_a_group(tmp_path: Path, empty_database: Engine) -> None:
