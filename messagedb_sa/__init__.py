@@ -3,29 +3,42 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from messagedb_sa.async_consumer import AsyncConsumer
     from messagedb_sa.async_store import AsyncStore
+    from messagedb_sa.consumer import Consumer
     from messagedb_sa.errors import (
         CannotSettle,
         ConditionNotActivated,
         DuplicateMessageId,
+        GroupChanged,
+        HandlerFailed,
         InvalidArgument,
         MessageDBError,
         MessageNotDecodable,
+        PositionConflict,
+        SlotsLost,
         StoreNotInstalled,
+        StreamWithoutId,
         WrongExpectedVersion,
     )
     from messagedb_sa.message import Message, NewMessage, StreamWrite
     from messagedb_sa.message_types import MessageTypes
+    from messagedb_sa.monitoring import ConsumerStatus
     from messagedb_sa.store import NO_STREAM, Store
 else:
     # Lazy: pytest imports this package at every start, for the plugin in it, and that must not cost SQLAlchemy.
     from importlib import import_module
 
     _HOMES = {
+        "AsyncConsumer": "async_consumer",
         "AsyncStore": "async_store",
         "CannotSettle": "errors",
         "ConditionNotActivated": "errors",
+        "Consumer": "consumer",
+        "ConsumerStatus": "monitoring",
         "DuplicateMessageId": "errors",
+        "GroupChanged": "errors",
+        "HandlerFailed": "errors",
         "InvalidArgument": "errors",
         "Message": "message",
         "MessageDBError": "errors",
@@ -33,8 +46,11 @@ else:
         "MessageTypes": "message_types",
         "NO_STREAM": "store",
         "NewMessage": "message",
+        "PositionConflict": "errors",
+        "SlotsLost": "errors",
         "Store": "store",
         "StoreNotInstalled": "errors",
+        "StreamWithoutId": "errors",
         "StreamWrite": "message",
         "WrongExpectedVersion": "errors",
     }
@@ -50,18 +66,26 @@ else:
 
 __all__ = [
     "NO_STREAM",
+    "AsyncConsumer",
     "AsyncStore",
     "CannotSettle",
     "ConditionNotActivated",
+    "Consumer",
+    "ConsumerStatus",
     "DuplicateMessageId",
+    "GroupChanged",
+    "HandlerFailed",
     "InvalidArgument",
     "Message",
     "MessageDBError",
     "MessageNotDecodable",
     "MessageTypes",
     "NewMessage",
+    "PositionConflict",
+    "SlotsLost",
     "Store",
     "StoreNotInstalled",
+    "StreamWithoutId",
     "StreamWrite",
     "WrongExpectedVersion",
 ]

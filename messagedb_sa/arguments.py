@@ -73,15 +73,17 @@ def seconds(argument: str, value: object) -> float:
     return float(value)
 
 
-def consumer_group(member: object, size: object) -> tuple[int | None, int | None]:
+def consumer_group(
+    member: object, size: object, arguments: tuple[str, str] = ("consumer_group_member", "consumer_group_size")
+) -> tuple[int | None, int | None]:
     if member is None and size is None:
         return None, None
     if member is None:
-        raise InvalidArgument("consumer_group_member", member, f"is needed with consumer_group_size={size!r}")
+        raise InvalidArgument(arguments[0], member, f"is needed with {arguments[1]}={size!r}")
     if size is None:
-        raise InvalidArgument("consumer_group_size", size, f"is needed with consumer_group_member={member!r}")
-    of = integer("consumer_group_size", size, minimum=1, maximum=names.MAX_GROUP_SIZE)
-    return integer("consumer_group_member", member, minimum=0, maximum=of - 1), of
+        raise InvalidArgument(arguments[1], size, f"is needed with {arguments[0]}={member!r}")
+    of = integer(arguments[1], size, minimum=1, maximum=names.MAX_GROUP_SIZE)
+    return integer(arguments[0], member, minimum=0, maximum=of - 1), of
 
 
 def new_ids(number: int) -> list[str]:

@@ -11,12 +11,13 @@ from uuid import UUID
 from sqlalchemy import URL, Executable
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, create_async_engine
 
-from messagedb_sa import arguments
+from messagedb_sa import arguments, monitoring
 from messagedb_sa.combining import Combiner
 from messagedb_sa.errors import InvalidArgument
 from messagedb_sa.execution import run_alone, run_joined
 from messagedb_sa.message import Message, MessageInput
 from messagedb_sa.message_types import MessageTypes
+from messagedb_sa.monitoring import ConsumerStatus
 from messagedb_sa.operations import NOT_GIVEN, SETTLE_SECONDS, Operation, Operations, Page, StreamWriteInput
 from messagedb_sa.urls import with_driver
 
@@ -230,6 +231,14 @@ class AsyncStore:
         """As ``Store.iter_all``."""
         page_size = arguments.integer("batch_size", batch_size, minimum=1)
         return self._pages(self._operations.read_all(position, page_size, allow_holes, settle_seconds))
+
+    async def consumers(self, category_name: str) -> list[ConsumerStatus]:
+        """As ``Store.consumers``."""
+        found = await self._run(monitoring.recorded(category_name))
+        after = [recorded.position or 0 for recorded in found.values()]
+        return monitoring.statuses(
+            category_name, found, await self._run(monitoring.waiting(category_name, [*found], after))
+        )
 
     async def version(self) -> str:
         """As ``Store.version``."""

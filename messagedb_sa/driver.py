@@ -10,6 +10,9 @@ from sqlalchemy.exc import DBAPIError
 # libpq's PQTRANS_IDLE
 _IDLE = 0
 
+# admin_shutdown, crash_shutdown, cannot_connect_now
+_SHUT_DOWN = frozenset({"57P01", "57P02", "57P03"})
+
 
 def switch_to_autocommit(connection: Any) -> Callable[[], None] | None:
     """Put the driver's connection in autocommit mode, at no round trip; what is returned puts it back.
@@ -40,6 +43,12 @@ def switch_to_autocommit(connection: Any) -> Callable[[], None] | None:
             connection.isolation_level = level
 
     return back
+
+
+def lost_connection(error: DBAPIError) -> bool:
+    """Whether the connection is gone, or the server is going or not yet there: another one may do."""
+    state = refusal(error).state or ""
+    return error.connection_invalidated or state in _SHUT_DOWN or state.startswith("08")
 
 
 class Refusal(NamedTuple):

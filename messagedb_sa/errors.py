@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import re
 from reprlib import Repr
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from messagedb_sa.message import Message
 
 __all__ = [
     "CannotSettle",
     "ConditionNotActivated",
     "DuplicateMessageId",
+    "GroupChanged",
+    "HandlerFailed",
     "InvalidArgument",
     "MessageDBError",
     "MessageNotDecodable",
+    "PositionConflict",
     "PostgresNotFound",
     "PostgresNotStarted",
+    "SlotsLost",
     "StoreNotInstalled",
+    "StreamWithoutId",
     "WrongExpectedVersion",
 ]
 
@@ -116,6 +125,99 @@ class CannotSettle(MessageDBError):
             f"the message at global position {self.position} of $all may be one that is still being written: "
             f"{self.reason}. Read in a READ COMMITTED transaction on the primary server; or plainly, with "
             "allow_holes=True, which passes over such messages"
+        )
+
+
+class HandlerFailed(MessageDBError):
+    """A consumer's handler raised; the consumer stopped there. Raised from the handler's error.
+
+    ``message`` is the one that it was given. What was before it is handled and recorded; it is the next to be handled.
+    """
+
+    def __init__(self, message: Message) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        m = self.message
+        return (
+            f"the handler of {m.type} failed at global position {m.global_position}: "
+            f"stream {m.stream_name!r}, position {m.position}"
+        )
+
+
+class PositionConflict(MessageDBError):
+    """Another consumer with the same identifier has recorded a position meanwhile: two of them run at the same time.
+
+    ``stream_name`` is the stream that holds their position, the versions are its own. Where several are wanted, use
+    ``slots``: slots=1 has one at work and the others ready to take its place.
+    """
+
+    def __init__(self, stream_name: str, expected_version: int, actual_version: int | None) -> None:
+        super().__init__(stream_name, expected_version, actual_version)
+        self.stream_name = stream_name
+        self.expected_version = expected_version
+        self.actual_version = actual_version
+
+    def __str__(self) -> str:
+        return (
+            f"another consumer with this identifier recorded a position in {self.stream_name!r} (its version is "
+            f"{self.actual_version}, not {self.expected_version}); to run several, pass slots="
+        )
+
+
+class StreamWithoutId(MessageDBError):
+    """A consumer group met a message of a stream without an id, which Message DB gives to none of its members.
+
+    ``message`` is the one. It was not handled, and is the next to be.
+    """
+
+    def __init__(self, message: Message) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return (
+            f"stream {self.message.stream_name!r} has no id, so that no member of a consumer group reads it (global "
+            f"position {self.message.global_position}): pass streams_without_id=0 to have member or slot 0 handle "
+            'such messages, or "skip" to leave them out'
+        )
+
+
+class GroupChanged(MessageDBError):
+    """A consumer has no position, but there are some of its identifier by which it is shared among another number.
+
+    To begin at the start would handle again what was handled. ``stream_names`` are those of these positions; the lowest
+    of them is ``position``, 0 where one is missing: up to there all was handled.
+    """
+
+    def __init__(self, stream_names: list[str], position: int) -> None:
+        super().__init__(stream_names, position)
+        self.stream_names = stream_names
+        self.position = position
+
+    def __str__(self) -> str:
+        return (
+            f"this consumer has no position yet, but as a group of another size it has: {', '.join(self.stream_names)}."
+            f" Pass position={self.position + 1} to go on after what all of these have handled, or position=0 to begin "
+            "at the start"
+        )
+
+
+class SlotsLost(MessageDBError):
+    """The locks on a consumer's slots are not those that its session took.
+
+    A session of its own is needed: a connection pooler in transaction mode lends one session to many.
+    """
+
+    def __init__(self, slots: list[int]) -> None:
+        super().__init__(slots)
+        self.slots = slots
+
+    def __str__(self) -> str:
+        return (
+            f"the session does not hold the locks of slots {self.slots}: slots need a session of their own, which a "
+            "connection pooler in transaction mode does not give"
         )
 
 

@@ -35,7 +35,7 @@ class MessageTypes:
 
     An instance of a registered class is written as a message of its type; a message of a registered type is read with
     an instance as its ``data``. Messages of other types are as ever. The schema version is kept in the metadata, as
-    Eventide's ``schemaVersion``, where it is above 1; a message without one has version 1.
+    Eventide's ``schemaVersion``, which is text, where it is above 1; a message without one has version 1.
     """
 
     def __init__(self) -> None:
@@ -206,7 +206,7 @@ def _versioned(version: int, argument: str, metadata: Any) -> dict[str, Any] | N
         raise InvalidArgument(argument, metadata, "is no dict, which the metadata of an instance has to be")
     if metadata and _SCHEMA_VERSION in metadata and _schema_version(metadata) != version:
         raise InvalidArgument(argument, metadata, f"has a {_SCHEMA_VERSION} that is not the class's, {version}")
-    return metadata if version == 1 else {**(metadata or {}), _SCHEMA_VERSION: version}
+    return metadata if version == 1 else {**(metadata or {}), _SCHEMA_VERSION: str(version)}
 
 
 def _schema_version(metadata: Any) -> int | None:
@@ -214,7 +214,6 @@ def _schema_version(metadata: Any) -> int | None:
     version = metadata.get(_SCHEMA_VERSION) if isinstance(metadata, dict) else None
     if version is None:
         return 1
-    # Eventide's own clients have it as text.
     if isinstance(version, str) and version.isascii() and version.isdecimal() and len(version) < 20:
         version = int(version)
     return version if type(version) is int and version >= 1 else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -166,13 +166,11 @@ class Page(Operation[list[Message]]):
 
     def after(self, page: list[Message]) -> Page | None:
         """The page after this one, whose messages were ``page``; None where this was the last."""
-        return None if len(page) < self.parameters["batch_size"] else self.from_here(page)
+        return None if len(page) < self.parameters["batch_size"] else self.at(getattr(page[-1], self.by) + 1)
 
-    def from_here(self, page: list[Message]) -> Page:
-        """The page that goes on where this one, whose messages were ``page``, ended: also where nothing is yet."""
-        if not page:
-            return self
-        return replace(self, parameters={**self.parameters, "position": getattr(page[-1], self.by) + 1})
+    def at(self, position: int) -> Page:
+        """The page from this position on."""
+        return replace(self, parameters={**self.parameters, "position": position})
 
 
 @dataclass(slots=True)
@@ -223,8 +221,8 @@ class Operations:
         if not (types is None or isinstance(types, MessageTypes)):
             raise InvalidArgument("types", types, "is no MessageTypes")
         self._codec = JSONCodec(dialect)
-        self._joined = joined
-        self._types = MessageTypes() if types is None else types
+        self.joined = joined
+        self.types = MessageTypes() if types is None else types
 
     def write(
         self,
@@ -240,8 +238,8 @@ class Operations:
             if data is NOT_GIVEN:
                 raise InvalidArgument("message_type", message_type, "needs data: only an instance comes without")
         elif data is NOT_GIVEN:
-            message_type, data, metadata = self._types._as_message("message_type", message_type, "metadata", metadata)
-        elif type(message_type) in self._types:
+            message_type, data, metadata = self.types._as_message("message_type", message_type, "metadata", metadata)
+        elif type(message_type) in self.types:
             raise InvalidArgument("data", data, f"is given beside a {type(message_type).__name__}, which is the data")
         parameters = {
             "id": arguments.message_id("id", id),
@@ -251,7 +249,7 @@ class Operations:
             "metadata": self._codec.encode("metadata", metadata),
             "expected_version": version,
         }
-        if self._joined and version is not None:
+        if self.joined and version is not None:
             as_expected = partial(_position_if_as_expected, name, version)
             return Operation(_WRITE_IF_AS_EXPECTED, parameters, as_expected, {name: version})
         return Operation(_WRITE, parameters, _scalar, {name: version})
@@ -269,7 +267,7 @@ class Operations:
     ) -> Operation[int]:
         name, version = arguments.text("stream_name", stream_name), _expected(expected_version)
         batch = self._batch("messages", messages)
-        if self._joined and version is not None:
+        if self.joined and version is not None:
             several = self._several([(name, batch, version)])
             return Operation(
                 several.statement,
@@ -341,7 +339,7 @@ class Operations:
                     f"{argument}[{number}]", item, "is no NewMessage, (type, data) or (type, data, metadata)"
                 )
             else:
-                type_, its_data, its_metadata = self._types._as_message(f"{argument}[{number}]", item)
+                type_, its_data, its_metadata = self.types._as_message(f"{argument}[{number}]", item)
             if type_.__class__ is not str or type_ not in known:
                 known.add(arguments.text(f"{argument}[{number}].type", type_))
             ids.append(None if id is None else arguments.message_id(f"{argument}[{number}].id", id))
@@ -430,12 +428,24 @@ class Operations:
         }
         return Page(_READ_CATEGORY, parameters, self._messages, by="global_position")
 
+    def read_member_and_stream_without_id(
+        self, category_name: str, position: int, no_of_messages: int, group_member: int, group_size: int
+    ) -> Page:
+        """What a member of a consumer group reads, and what none of them does: the stream that is named as the
+        category."""
+        page = self.read_category(category_name, position, no_of_messages, group_member, group_size, None, None)
+        return replace(page, statement=_READ_MEMBER_AND_STREAM_WITHOUT_ID)
+
     def read_last_message(self, stream_name: str, message_type: str | None) -> Operation[Message | None]:
         parameters = {
             "stream_name": arguments.stream("stream_name", stream_name),
             "type": _optional("message_type", message_type),
         }
         return Operation(_READ_LAST, parameters, self._first_message)
+
+    def read_position(self, position_stream: str) -> Operation[Message | None]:
+        """The last message of any stream; those of consumers' positions may have no id."""
+        return Operation(_READ_LAST, {"stream_name": position_stream, "type": None}, self._first_message)
 
     def stream_version(self, stream_name: str) -> Operation[int | None]:
         return Operation(_STREAM_VERSION, {"stream_name": arguments.stream("stream_name", stream_name)}, _scalar)
@@ -476,7 +486,7 @@ class Operations:
         id, stream_name, type_, position, global_position, data, metadata, time = rows[0]
         decode = self._codec.decode_one
         fields = id, stream_name, type_, position, global_position, decode(data), decode(metadata), _utc(time)
-        return self._types._decoded(Message(*fields))
+        return self.types._decoded(Message(*fields))
 
     def _messages(self, rows: Sequence[Any]) -> list[Message]:
         if not rows:
@@ -487,7 +497,7 @@ class Operations:
             fields = zip(ids, streams, types, positions, global_positions, *decoded, map(_utc, times), strict=True)
             messages = list(map(_message, fields))
         # Not in there: it runs code of the caller's.
-        return self._types._all_decoded(messages)
+        return self.types._all_decoded(messages)
 
 
 # As Message._make, which goes a way round.
@@ -623,7 +633,7 @@ def _elements(json_array: ColumnElement[Any]) -> ColumnElement[Any]:
     )
 
 
-def _unnested(name: str, **arrays: ColumnElement[Any]) -> TableValuedAlias:
+def unnested(name: str, **arrays: ColumnElement[Any]) -> TableValuedAlias:
     """The arrays side by side as columns of these names, and each row's ``number``."""
     columns = (column(key, cast_type("ARRAY[Any]", array.type).item_type) for key, array in arrays.items())
     return func.unnest(*arrays.values()).table_valued(*columns, with_ordinality="number", name=name).render_derived()
@@ -654,7 +664,7 @@ def _write_each() -> Executable:
     # rows before it may have changed, and writes. A sort would read all versions first.
     arrays: dict[str, Any] = {key: bindparam(key, type_=ARRAY(Text())) for key in _EACH}
     arrays["expected_versions"] = bindparam("expected_versions", type_=ARRAY(BigInteger()))
-    new = _unnested("new", **arrays)
+    new = unnested("new", **arrays)
     locked = select(new, functions.acquire_lock(new.c.streams).label("key")).offset(literal_column("0")).subquery()
     version = func.coalesce(functions.stream_version(locked.c.streams), NO_STREAM)
     current = select(locked, version.label("version")).offset(literal_column("0")).subquery()
@@ -667,7 +677,7 @@ def _write_each() -> Executable:
 def _write_streams(*, one_by_one: bool) -> Executable:
     # Materialized, and each step asks for the one before it: all locks are held and all versions compared before the
     # first message is written.
-    wanted = _unnested(
+    wanted = unnested(
         "wanted",
         streams=bindparam("streams", type_=ARRAY(Text())),
         expected_versions=bindparam("expected_versions", type_=ARRAY(BigInteger())),
@@ -720,7 +730,7 @@ def _written_by_stream(streams: CTE) -> Select[Any]:
 def _written_one_by_one(streams: CTE) -> Select[Any]:
     arrays = _new_of_streams()
     ids, types, data, metadata = _of_stream(arrays, streams)
-    new = _unnested("new_one", ids=ids, types=types, data=_elements(data), metadata=_elements(metadata)).lateral()
+    new = unnested("new_one", ids=ids, types=types, data=_elements(data), metadata=_elements(metadata)).lateral()
     written = select(streams.c.streams, _write_new(new, streams.c.streams).label("position"))
     joined = streams.join(arrays, true()).join(new, true())
     return written.select_from(joined).order_by(streams.c.number, new.c.number)
@@ -751,7 +761,7 @@ def _write_batch() -> Executable:
 
 
 def _write_batch_one_by_one() -> Executable:
-    new = _unnested(
+    new = unnested(
         "new",
         ids=_texts("ids"),
         types=_texts("types"),
@@ -769,6 +779,19 @@ def _write_batch_one_by_one() -> Executable:
     return select(func.max(written.c.position))
 
 
+def _raw_columns_of_messages() -> Iterator[ColumnElement[Any]]:
+    for each in _RAW:
+        own: ColumnElement[Any] = messages.c[each.name]
+        yield own if each.name == "time" else cast(own, each.type).label(each.name)
+
+
+def _read_member_and_stream_without_id() -> Executable:
+    of_member = select(*_READ_CATEGORY.selected_columns)
+    without_id = _READ_ALL.where(messages.c.stream_name == _text("category"))
+    both = union_all(of_member, select(*without_id.subquery().c)).subquery()
+    return select(both).order_by(both.c.global_position).limit(_number("batch_size"))
+
+
 _WRITE = select(_write_message(_number("expected_version")))
 _WRITE_IF_AS_EXPECTED = _write_if_as_expected()
 _WRITE_EACH = _write_each()
@@ -777,12 +800,7 @@ _WRITE_BATCH_ONE_BY_ONE = _write_batch_one_by_one()
 _WRITE_STREAMS = _write_streams(one_by_one=False)
 _WRITE_STREAMS_ONE_BY_ONE = _write_streams(one_by_one=True)
 _READ_ALL = (
-    select(
-        *(
-            messages.c.time if each.name == "time" else cast(messages.c[each.name], each.type).label(each.name)
-            for each in _RAW
-        )
-    )
+    select(*_raw_columns_of_messages())
     .where(messages.c.global_position >= _number("position"))
     .order_by(messages.c.global_position)
     .limit(_number("batch_size"))
@@ -803,6 +821,7 @@ _READ_CATEGORY = select(
         _text("condition"),
     ).table_valued(*_RAW)
 )
+_READ_MEMBER_AND_STREAM_WITHOUT_ID = _read_member_and_stream_without_id()
 _READ_LAST = select(functions.get_last_stream_message(_text("stream_name"), _text("type")).table_valued(*_RAW))
 _STREAM_VERSION = select(functions.stream_version(_text("stream_name")))
 _identifier = functions.id(messages.c.stream_name).collate("C")

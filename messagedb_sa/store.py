@@ -10,12 +10,13 @@ from uuid import UUID
 from sqlalchemy import URL, Connection, Engine, Executable, create_engine
 from sqlalchemy.orm import Session, scoped_session
 
-from messagedb_sa import arguments
+from messagedb_sa import arguments, monitoring
 from messagedb_sa.combining import Combiner
 from messagedb_sa.errors import InvalidArgument
 from messagedb_sa.execution import run_alone, run_joined
 from messagedb_sa.message import Message, MessageInput
 from messagedb_sa.message_types import MessageTypes
+from messagedb_sa.monitoring import ConsumerStatus
 from messagedb_sa.operations import (
     NO_STREAM,
     NOT_GIVEN,
@@ -308,6 +309,17 @@ class Store:
         """
         page_size = arguments.integer("batch_size", batch_size, minimum=1)
         return self._pages(self._operations.read_all(position, page_size, allow_holes, settle_seconds))
+
+    def consumers(self, category_name: str) -> list[ConsumerStatus]:
+        """The consumers of a category, or of ``$all``, by identifier: how far each is, and what waits for it.
+
+        Found by the positions that they recorded; one that has recorded none is not there. Reads all positions of the
+        category's consumers, and what is after them.
+        """
+        found = self._run(monitoring.recorded(category_name))
+        after = [recorded.position or 0 for recorded in found.values()]
+        waiting = self._run(monitoring.waiting(category_name, [*found], after))
+        return monitoring.statuses(category_name, found, waiting)
 
     def version(self) -> str:
         """The version of the Message DB interface in the database, such as 1.3.0."""

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from messagedb_sa import AsyncStore, Store
+from messagedb_sa import AsyncConsumer, AsyncStore, Consumer, Store
 from messagedb_sa.postgres import _find_programs, temporary_database
 
 pytest_plugins = ["pytester"]
@@ -148,12 +148,51 @@ class Awaited:
             return lambda *args, **named: self._drained(method(*args, **named))
         return lambda *args, **named: self._loop.run_until_complete(method(*args, **named))
 
+    def consumer(self, category: str, handlers: Any, *arguments: Any, **options: Any) -> AwaitedConsumer:
+        return AwaitedConsumer(
+            AsyncConsumer(self._store, category, awaited(handlers), *arguments, **options), self._loop
+        )
+
     def _drained(self, messages: Any) -> Iterator[Any]:
         while True:
             try:
                 yield self._loop.run_until_complete(anext(messages))
             except StopAsyncIteration:
                 return
+
+
+class AwaitedConsumer:
+    """An AsyncConsumer with the methods of a Consumer."""
+
+    def __init__(self, consumer: AsyncConsumer, loop: asyncio.AbstractEventLoop) -> None:
+        self._consumer = consumer
+        self._loop = loop
+        self.stop = consumer.stop
+
+    def run(self, **options: Any) -> None:
+        self._loop.run_until_complete(self._consumer.run(**options))
+
+    def run_until_caught_up(self, **options: Any) -> int:
+        return self._loop.run_until_complete(self._consumer.run_until_caught_up(**options))
+
+
+def awaited(handlers: Any) -> Any:
+    """The handlers as coroutine functions, which let others have a turn before they are done."""
+    if isinstance(handlers, dict):
+        return {message_type: awaited(handler) for message_type, handler in handlers.items()}
+
+    async def handle(*arguments: Any) -> None:
+        await asyncio.sleep(0)
+        handlers(*arguments)
+
+    return handle
+
+
+def consumer_on(store: Store, category: str, handlers: Any, *arguments: Any, **options: Any) -> Consumer:
+    """A consumer of the store's kind; an asynchronous one looks like the other."""
+    make: Any = store.consumer if isinstance(store, Awaited) else lambda *of, **named: Consumer(store, *of, **named)
+    consumer: Consumer = make(category, handlers, *arguments, **options)
+    return consumer
 
 
 @contextmanager

@@ -207,14 +207,12 @@ def test_a_page_goes_on_where_it_ended_also_where_there_was_nothing(store: Store
     messages: list[Message] = []
     page = Operations(store.engine.dialect, joined=False).read_all(1, 2, False, 0)
     assert run(page) == []
-    page = page.from_here(messages)
     store.write_batch("quick-1", [("Written", {})] * 3)
     assert run(page) == [1, 2]
-    page = page.from_here(messages)
+    page = page.at(3)
     assert run(page) == [3]
-    page = page.from_here(messages)
+    page = page.at(4)
     assert run(page) == []
-    page = page.from_here(messages)
     store.write("quick-1", "Written", {})
     assert run(page) == [4]
 
@@ -233,9 +231,9 @@ def test_what_a_page_learnt_about_missing_numbers_the_next_ones_know(store: Stor
     # A new reader would be kept from going on.
     with being_written(store.engine):
         assert store.read("$all", position=3, settle_seconds=0) == []
-        second = run(page.from_here(first))
+        second = run(page.at(3))
         assert positions(second) == [4]
-        assert positions(run(page.from_here(second))) == [6]
+        assert positions(run(page.at(5))) == [6]
 
 
 @given(st.sets(st.integers(1, 30)), st.integers(1, 35))

@@ -27,6 +27,7 @@ FLOORS = [
         "garbage",
         "json_text",
         "message",
+        "positions",
         "schema",
         "stream_name",
         "urls",
@@ -34,9 +35,9 @@ FLOORS = [
     },
     {"functions", "install", "message_types", "postgres", "revisions", "settling"},
     {"operations"},
-    {"execution", "combining"},
-    {"store", "async_store"},
-    {"pytest_plugin", "compat"},
+    {"execution", "combining", "monitoring", "slots"},
+    {"store", "async_store", "consuming"},
+    {"consumer", "async_consumer", "pytest_plugin", "compat"},
 ]
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem not in ("__init__", "_postgres_keeper"))
 
@@ -82,8 +83,10 @@ def test_every_module_says_in_its_first_line_what_it_is_for(module: str) -> None
     "name",
     [
         "",
+        "async_consumer",
         "async_store",
         "compat",
+        "consumer",
         "errors",
         "functions",
         "install",

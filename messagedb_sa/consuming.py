@@ -1,0 +1,819 @@
+"""What a consumer does, however it waits: reads on, hands over, records its position, and heals.
+
+Blocking code, which the consumers of both kinds run: the asynchronous one in SQLAlchemy's greenlet, as SQLAlchemy runs
+its own. What differs between the two is a Host.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from math import inf
+from threading import Lock, current_thread, main_thread
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
+from uuid import UUID, uuid5
+
+from sqlalchemy import Connection, Engine, literal_column, select
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError
+
+from messagedb_sa import arguments, monitoring, positions
+from messagedb_sa import stream_name as names
+from messagedb_sa.driver import lost_connection
+from messagedb_sa.errors import (
+    DuplicateMessageId,
+    GroupChanged,
+    HandlerFailed,
+    InvalidArgument,
+    MessageDBError,
+    PositionConflict,
+    StreamWithoutId,
+    WrongExpectedVersion,
+)
+from messagedb_sa.execution import run_alone, run_joined
+from messagedb_sa.message import Message
+from messagedb_sa.message_types import MessageTypes
+from messagedb_sa.operations import ALL, HAS_NOTIFY, NO_STREAM, SETTLE_SECONDS, Operation, Operations, Page
+from messagedb_sa.positions import Place
+from messagedb_sa.slots import Slots
+from messagedb_sa.waiting import listen
+
+if TYPE_CHECKING:
+    from tenacity import Retrying
+
+T = TypeVar("T")
+Handler: TypeAlias = "Callable[..., Any]"
+Handlers: TypeAlias = "Handler | Mapping[str, Handler] | Mapping[type, Handler]"
+
+logger = logging.getLogger("messagedb_sa.consumer")
+
+# How often the processes that share slots look who is there, in seconds.
+_SHARE_SECONDS = 1.0
+# How often one that is woken by notifications looks all the same.
+_NOTIFIED_POLL_SECONDS = 5.0
+# Between attempts to connect again.
+_RECONNECT_SECONDS = (0.1, 10.0)
+
+_PING: Operation[Any] = Operation(select(literal_column("1")), {}, list)
+
+
+class ConsumerOptions(TypedDict, total=False):
+    """What a consumer can be told.
+
+    ``group_member``, from 0, of ``group_size``: it reads that member's streams, as in Message DB, and has a position
+    for itself. None: no group.
+
+    ``slots``, 1 to 32767: the number of parts in which processes with the same identifier share the category among
+    themselves, each part with one process at a time. As many processes can be at work as there are slots; others stand
+    by. The number stays: positions are kept by slot. With another one, as with another group_size, it is GroupChanged
+    that is raised, unless ``position`` says where to begin. None: not shared.
+
+    ``streams_without_id``: the member or slot that handles the messages of streams without an id, which Message DB
+    gives to no member; "skip" leaves them out; "refuse", the default, raises StreamWithoutId at the first.
+
+    ``retry``: a tenacity.Retrying (extra ``retry``) that says whether, when and how often a message is tried again
+    whose handler raised. None: never.
+
+    ``on_failure``: what happens then. "stop", the default, raises HandlerFailed. "park" writes the message to the
+    stream ``account:dead-identifier``, type and data as they are, with the error and where it came from in the
+    metadata, and goes on.
+
+    ``position``: where to begin, inclusive, where no position is recorded. None: at the start.
+
+    ``record_every``, from 1, and ``record_seconds``: after so many messages, or so long after the last time, the
+    position is recorded, whichever comes first. By default 1000 and 5. A transactional consumer does it with each
+    message.
+
+    ``batch_size``, from 1: how many messages are read at a time. By default 1000.
+
+    ``poll_seconds``: the wait after an empty read, by default 0.1. Where the store notifies (see install.upgrade), it
+    is woken within milliseconds, and looks only every 5 seconds.
+    """
+
+    group_member: int | None
+    group_size: int | None
+    slots: int | None
+    streams_without_id: int | Literal["refuse", "skip"]
+    retry: Retrying | None
+    on_failure: Literal["stop", "park"]
+    position: int | None
+    record_every: int
+    record_seconds: float
+    batch_size: int
+    poll_seconds: float
+
+
+class Host(Protocol):
+    """Threads, or an event loop."""
+
+    engine: Engine
+    operations: Operations
+    transactional: bool
+
+    def call(self, handler: Handler, *arguments: Any) -> None: ...
+
+    def joined(self, connection: Connection) -> AbstractContextManager[Any]:
+        """What a handler gets to write with in the connection's transaction; flushed at the end."""
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Waits are within this."""
+
+    def wait(self, seconds: float, connection: Connection | None) -> set[str]: ...
+
+    def wake(self) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Lane:
+    """A part of the category that is read by itself, with a position of its own: all of it, or what a member gets."""
+
+    place: Place
+    position_stream: str
+    page: Page
+    # The global positions of the last message that was handled, and of the last that is recorded as such.
+    position: int
+    recorded: int
+    # Of the stream of positions.
+    version: int
+    record_by: float
+    unrecorded: int = 0
+    given_up: bool = False
+
+    @property
+    def is_ahead(self) -> bool:
+        return self.position > self.recorded
+
+
+class _Lost(BaseException):
+    """The connection is gone. No Exception, so that nobody's handling of those takes it for a handler's."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class _Superseded(BaseException):
+    """Another consumer has recorded a position in a lane of ours."""
+
+    def __init__(self, conflict: PositionConflict) -> None:
+        super().__init__(conflict)
+        self.conflict = conflict
+
+
+class _Stopped(BaseException):
+    """Asked to stop while a message waited to be tried again."""
+
+
+class Consuming:
+    """The arguments are those of Consumer, checked here."""
+
+    def __init__(
+        self,
+        host: Host,
+        category: str,
+        handlers: Handlers,
+        identifier: str | None,
+        *,
+        group_member: int | None = None,
+        group_size: int | None = None,
+        slots: int | None = None,
+        streams_without_id: int | Literal["refuse", "skip"] = "refuse",
+        retry: Retrying | None = None,
+        on_failure: Literal["stop", "park"] = "stop",
+        position: int | None = None,
+        record_every: int = 1000,
+        record_seconds: float = 5.0,
+        batch_size: int = 1000,
+        poll_seconds: float = 0.1,
+    ) -> None:
+        self._host = host
+        # Messages are decoded one by one, since one that can't be is a failure of its own.
+        self._operations = Operations(host.engine.dialect, joined=False)
+        self._joined_operations = Operations(host.engine.dialect, joined=True)
+        self._types = host.operations.types
+        self._category = arguments.category("category", category)
+        if positions.holds_positions(category):
+            raise InvalidArgument(
+                "category", category, "holds positions of consumers, and would hold those of this one"
+            )
+        self._identifier = None if identifier is None else arguments.text("identifier", identifier)
+        if Place.named(identifier) != Place(identifier):
+            raise InvalidArgument("identifier", identifier, "is what the member of a group is called")
+        member, size = _group(group_member, group_size, slots)
+        if size is not None and category == ALL:
+            raise InvalidArgument("category", category, "has no consumer groups")
+        self._member, self._size, self._shares = member, size, slots is not None
+        self._without_id = _member_without_id(streams_without_id, size)
+        self._find = _finder(handlers, self._types)
+        self._retry = _retrying(retry)
+        if on_failure not in ("stop", "park"):
+            raise InvalidArgument("on_failure", on_failure, 'is not "stop" or "park"')
+        self._parks = on_failure == "park"
+        self._begin = None if position is None else arguments.integer("position", position)
+        self._record_every = arguments.integer("record_every", record_every, minimum=1)
+        self._record_seconds = arguments.seconds("record_seconds", record_seconds)
+        self._batch_size = arguments.integer("batch_size", batch_size, minimum=1)
+        self._poll_seconds = arguments.seconds("poll_seconds", poll_seconds)
+
+        self._name = " ".join(each for each in (category, identifier) if each)
+        self._running = Lock()
+        self._stopping = False
+        self._connection: Connection | None = None
+        self._driver: DBAPIConnection | None = None
+        self._slots: Slots | None = None
+        # Whether it listens, and whether that was seen to work: a pooler may swallow notifications.
+        self._listens = False
+        self._is_notified = False
+        self._lanes: list[Lane] = []
+        self._due = inf
+        self._share_at = inf
+        self._handled = 0
+        self._pass_over = self._is_passed_over if self._looks_at_streams() else None
+        self._attempt = self._in_transaction if host.transactional else self._plainly
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._host.wake()
+
+    def run(self, *, until_caught_up: bool = False, progress: bool | None = False, handle_signals: bool = True) -> int:
+        if not self._running.acquire(blocking=False):
+            raise RuntimeError("this consumer is running already")
+        self._handled = 0
+        bar = None
+        try:
+            bar = _progress_bar(progress, self._name)
+            with self._host.waiting(), _stopped_by_signals(self) if handle_signals else nullcontext():
+                self._start()
+                while True:
+                    try:
+                        self._consume(until_caught_up, bar)
+                        break
+                    except _Lost as lost:
+                        self._connect_again(lost.error)
+                        if self._connection is None:
+                            self._log(
+                                logging.WARNING, "stops without a connection: what it handled last is not recorded"
+                            )
+                            break
+        except _Lost as lost:
+            raise lost.error from None
+        finally:
+            if bar is not None:
+                bar.close()
+            self._log(logging.INFO, "stopped", handled=self._handled)
+            self._disconnect()
+            self._lanes = []
+            self._stopping = False
+            self._running.release()
+        return self._handled
+
+    # Connecting
+
+    def _start(self) -> None:
+        self._connect()
+        self._log(logging.INFO, "started")
+
+    def _connect(self) -> None:
+        """A session that lasts: it reads, records, and holds what a session holds. Not the pool's any more, which may
+        give the ones it has to handlers."""
+        self._connection = self._host.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        self._driver = self._connection.connection.dbapi_connection
+        self._connection.detach()
+        self._listens = self._run(HAS_NOTIFY)
+        if self._listens:
+            listen(self._connection)
+        if self._shares:
+            keys = [names.hash_64(self._position_stream(slot)) for slot in range(self._size or 0)]
+            presence = names.hash_64(
+                positions.position_stream(self._category, Place(f"{self._identifier or ''}-slots"))
+            )
+            self._slots = Slots(self._run, keys, presence)
+            # What others may have handled meanwhile is not known.
+            self._lanes = []
+            self._share_at = monotonic()
+        else:
+            self._lanes = [self._lane(self._member, *self._lanes)]
+
+    def _disconnect(self) -> None:
+        driver, self._driver, self._connection = self._driver, None, None
+        if driver is not None:
+            # SQLAlchemy does not close a detached connection of every asynchronous driver.
+            with suppress(Exception):
+                driver.close()
+
+    def _connect_again(self, lost: BaseException) -> None:
+        self._log(logging.WARNING, f"lost the connection, connecting again: {lost}")
+        pause, longest = _RECONNECT_SECONDS
+        while not self._stopping:
+            self._disconnect()
+            try:
+                self._connect()
+            except MessageDBError:
+                raise
+            except (Exception, _Lost) as error:  # noqa: BLE001 - drivers differ in what a failed connection is
+                logger.debug("no connection yet: %s", error)
+            else:
+                self._log(logging.INFO, "connected again")
+                return
+            self._host.wait(pause * random.uniform(0.5, 1), None)
+            pause = min(2 * pause, longest)
+
+    def _run(self, operation: Operation[T]) -> T:
+        if self._connection is None:
+            raise _Lost(MessageDBError("the consumer is not connected"))
+        try:
+            return run_alone(self._connection, operation)
+        except DBAPIError as error:
+            if lost_connection(error):
+                raise _Lost(error) from error
+            raise
+
+    # Lanes
+
+    def _position_stream(self, member: int | None) -> str:
+        return positions.position_stream(self._category, Place(self._identifier, member, self._size))
+
+    def _lane(self, member: int | None, before: Lane | None = None) -> Lane:
+        """The lane as it is recorded; ``before``, if it is known how far it came, without going back."""
+        stream = self._position_stream(member)
+        last = self._run(self._operations.read_position(stream))
+        if last is None:
+            recorded, version = self._first_position() - 1, NO_STREAM
+        else:
+            recorded, version = _recorded_in(last), last.position
+        position = recorded if before is None else max(recorded, before.position)
+        lane = Lane(
+            Place(self._identifier, member, self._size),
+            stream,
+            self._page(member, position + 1),
+            position,
+            recorded,
+            version,
+            monotonic() + self._record_seconds,
+        )
+        self._log(logging.INFO, "reads on", lane, global_position=position + 1)
+        return lane
+
+    def _page(self, member: int | None, position: int) -> Page:
+        if self._category == ALL:
+            return self._operations.read_all(position, self._batch_size, False, SETTLE_SECONDS)
+        size = self._size
+        if member is not None and self._without_id in ("refuse", member):
+            return self._operations.read_member_and_stream_without_id(
+                self._category, position, self._batch_size, member, size or 0
+            )
+        return self._operations.read_category(self._category, position, self._batch_size, member, size, None, None)
+
+    def _first_position(self) -> int:
+        if self._begin is not None:
+            return self._begin
+        others = {
+            positions.position_stream(self._category, place): recorded.position or 0
+            for place, recorded in self._run(monitoring.recorded(self._category)).items()
+            if place.identifier == self._identifier and place.group_size != self._size
+        }
+        if others:
+            raise GroupChanged(sorted(others), min(others.values()))
+        return 1
+
+    def _share(self) -> bool:
+        """Whether there are other lanes than before."""
+        assert self._slots is not None
+        before = self._lanes
+        for slot in self._slots.share(self._give_up):
+            self._log(logging.INFO, f"takes slot {slot}")
+            self._lanes = [*self._lanes, self._lane(slot)]
+        self._share_at = monotonic() + _SHARE_SECONDS
+        return before is not self._lanes
+
+    def _give_up(self, slot: int) -> None:
+        (lane,) = (lane for lane in self._lanes if lane.place.group_member == slot)
+        try:
+            if lane.is_ahead:
+                self._record(lane)
+        except _Superseded as superseded:
+            logger.debug("%s", superseded.conflict)
+        self._log(logging.INFO, f"gives slot {slot} up", lane)
+        self._drop(lane)
+
+    def _drop(self, lane: Lane) -> None:
+        lane.given_up = True
+        self._lanes = [each for each in self._lanes if each.place != lane.place]
+
+    # Reading and handling
+
+    def _consume(self, until_caught_up: bool, bar: Any) -> None:
+        try:
+            self._keep_up()
+            if bar is not None:
+                bar.total = bar.n + self._count_waiting()
+                bar.refresh()
+            while not self._stopping:
+                self._keep_up()
+                read = sum([self._read_on(lane) for lane in self._lanes])
+                if bar is not None:
+                    bar.update(read)
+                if read:
+                    continue
+                if until_caught_up:
+                    break
+                self._idle()
+        except _Lost:
+            raise
+        except BaseException as error:
+            self._record_all(error)
+            if not isinstance(error, _Stopped):
+                raise
+        else:
+            self._record_all()
+
+    def _read_on(self, lane: Lane) -> int:
+        """The number of messages that were read."""
+        if lane.given_up or self._stopping:
+            return 0
+        messages = self._run(lane.page)
+        if messages:
+            self._hand_over(lane, messages)
+        lane.page = lane.page.at(lane.position + 1)
+        return len(messages)
+
+    def _count_waiting(self) -> int:
+        places, after = [lane.place for lane in self._lanes], [lane.position for lane in self._lanes]
+        return sum(each.lag for each in self._run(monitoring.waiting(self._category, places, after)))
+
+    def _hand_over(self, lane: Lane, messages: list[Message]) -> None:
+        find, attempt, pass_over, record_every = self._find, self._attempt, self._pass_over, self._record_every
+        self._due = min(self._due, lane.record_by)
+        for message in messages:
+            if self._stopping:
+                return
+            if pass_over is not None and pass_over(message):
+                self._move(lane, message)
+                continue
+            handler = find(message.type)
+            if handler is not None:
+                try:
+                    try:
+                        attempt(lane, handler, message)
+                    except Exception as error:  # noqa: BLE001 - the policy decides
+                        self._handle_failure(lane, handler, message, error)
+                except _Superseded as superseded:
+                    self._go_by_what_is_recorded(lane, superseded.conflict)
+                    return
+                self._handled += 1
+            lane.position = message.global_position
+            lane.unrecorded += 1
+            if lane.unrecorded >= record_every or monotonic() >= self._due:
+                self._keep_up()
+                if lane.given_up:
+                    return
+
+    def _plainly(self, lane: Lane, handler: Handler, message: Message) -> None:
+        self._host.call(handler, self._types._decoded(message))
+
+    def _in_transaction(self, lane: Lane, handler: Handler, message: Message) -> None:
+        decoded = self._types._decoded(message)
+
+        def handle(connection: Connection) -> None:
+            with self._host.joined(connection) as bind:
+                self._host.call(handler, decoded, bind)
+
+        self._commit_with_position(lane, message, handle)
+
+    def _commit_with_position(self, lane: Lane, message: Message, work: Callable[[Connection], None]) -> None:
+        with self._host.engine.connect() as connection:
+            try:
+                with connection.begin():
+                    work(connection)
+                    operation = self._recording(self._joined_operations, lane, message.global_position)
+                    version = self._unless_superseded(lane, lambda: run_joined(connection, operation))
+            except Exception as error:
+                if connection.invalidated:
+                    raise _Lost(error) from error
+                raise
+        lane.recorded, lane.version, lane.unrecorded = message.global_position, version, 0
+
+    # Failures
+
+    def _handle_failure(self, lane: Lane, handler: Handler, message: Message, error: Exception) -> None:
+        self._raise_if_lost(error)
+        if lane.is_ahead:
+            self._record(lane)
+        if self._retry is not None:
+            try:
+                self._try_again(lane, handler, message, error)
+                return
+            except Exception as last:  # noqa: BLE001 - the policy decides
+                error = last
+        done = "parks it" if self._parks else "stops"
+        self._log(logging.ERROR, f"could not handle a message, {done}", lane, message, exc_info=error)
+        if not self._parks:
+            raise HandlerFailed(message) from error
+        self._park(lane, message, error)
+
+    def _raise_if_lost(self, error: Exception) -> None:
+        """Where a handler failed for want of a connection, and ours is gone too: that is no failure of the
+        handler's."""
+        at: BaseException | None = error
+        while at is not None:
+            if isinstance(at, DBAPIError) and lost_connection(at):
+                self._run(_PING)
+                return
+            at = at.__cause__ or at.__context__
+
+    def _try_again(self, lane: Lane, handler: Handler, message: Message, error: Exception) -> None:
+        failed: list[Exception] = [error]
+
+        def attempt() -> None:
+            # The first attempt was made: it counts as one.
+            if failed:
+                raise failed.pop()
+            try:
+                self._attempt(lane, handler, message)
+            except Exception as again:
+                self._raise_if_lost(again)
+                raise
+
+        def pause(seconds: float) -> None:
+            self._log(logging.WARNING, f"tries again in {seconds:.1f} s", lane, message, exc_info=error)
+            self._pause(seconds)
+
+        self._retry.copy(sleep=pause, reraise=True)(attempt)
+
+    def _pause(self, seconds: float) -> None:
+        until = monotonic() + seconds
+        while not self._stopping:
+            left = until - monotonic()
+            if left <= 0:
+                return
+            self._host.wait(left, None)
+        raise _Stopped
+
+    def _park(self, lane: Lane, message: Message, error: Exception) -> None:
+        metadata = message.metadata if isinstance(message.metadata, dict) else {}
+        dead = {
+            "error": "".join(traceback.format_exception_only(error)).strip(),
+            "traceback": "".join(traceback.format_exception(error)),
+            "metadata": message.metadata,
+        }
+        parameters = (
+            positions.dead_stream(self._category, self._identifier),
+            message.type,
+            message.data,
+            {
+                **metadata,
+                "causationMessageStreamName": message.stream_name,
+                "causationMessagePosition": message.position,
+                "causationMessageGlobalPosition": message.global_position,
+                "dead": dead,
+            },
+            None,
+            # The same whenever it is parked by this consumer, so that it is parked once.
+            uuid5(UUID(message.id), lane.position_stream),
+        )
+        if self._host.transactional:
+            parking = self._joined_operations.write(*parameters)
+            self._commit_with_position(lane, message, lambda connection: _discard(run_joined(connection, parking)))
+            return
+        try:
+            self._run(self._operations.write(*parameters))
+        except DuplicateMessageId:
+            logger.debug("message %s is parked already", message.id)
+
+    # Positions
+
+    def _recording(self, operations: Operations, lane: Lane, position: int) -> Operation[int]:
+        data = {"position": position}
+        return operations.write(lane.position_stream, positions.RECORDED, data, None, lane.version, None)
+
+    def _unless_superseded(self, lane: Lane, write: Callable[[], int]) -> int:
+        try:
+            return write()
+        except WrongExpectedVersion as error:
+            conflict = PositionConflict(lane.position_stream, lane.version, error.actual_version)
+            raise _Superseded(conflict) from error
+
+    def _record(self, lane: Lane) -> None:
+        operation = self._recording(self._operations, lane, lane.position)
+        lane.version = self._unless_superseded(lane, lambda: self._run(operation))
+        lane.recorded, lane.unrecorded = lane.position, 0
+        lane.record_by = monotonic() + self._record_seconds
+        self._log(logging.DEBUG, "recorded its position", lane, global_position=lane.position)
+
+    def _record_all(self, error: BaseException | None = None) -> None:
+        """Where an error is on its way, a second one must not hide it."""
+        for lane in self._lanes:
+            try:
+                if lane.is_ahead:
+                    self._record(lane)
+            except _Superseded as superseded:
+                if error is None and not self._shares:
+                    raise superseded.conflict from superseded.__cause__
+                self._log(logging.WARNING, f"could not record its position: {superseded.conflict}", lane)
+            except (Exception, _Lost) as failed:
+                if error is None:
+                    raise
+                self._log(logging.WARNING, f"could not record its position: {failed}", lane)
+
+    def _go_by_what_is_recorded(self, lane: Lane, conflict: PositionConflict) -> None:
+        if not self._shares:
+            raise conflict
+        # The slot is ours, as its lock tells: somebody who had lost it without knowing went on.
+        self._log(logging.WARNING, f"goes by what another consumer recorded: {conflict}", lane)
+        self._drop(lane)
+        self._lanes = [*self._lanes, self._lane(lane.place.group_member)]
+
+    def _move(self, lane: Lane, message: Message) -> None:
+        """Past a message that is no reason to record a position."""
+        if not lane.is_ahead:
+            lane.recorded = message.global_position
+        lane.position = message.global_position
+
+    def _keep_up(self) -> bool:
+        """Do what is due; whether there are other lanes than before."""
+        now = monotonic()
+        before = self._lanes
+        for lane in before:
+            if lane.is_ahead and (now >= lane.record_by or lane.unrecorded >= self._record_every):
+                try:
+                    self._record(lane)
+                except _Superseded as superseded:
+                    self._go_by_what_is_recorded(lane, superseded.conflict)
+        if now >= self._share_at:
+            self._share()
+        ahead = (lane.record_by for lane in self._lanes if lane.is_ahead)
+        self._due = min(self._share_at, now + self._record_seconds, *ahead)
+        return before is not self._lanes
+
+    def _idle(self) -> None:
+        """Wait until there may be something to read."""
+        until = monotonic() + (_NOTIFIED_POLL_SECONDS if self._is_notified else self._poll_seconds)
+        while not self._stopping:
+            ahead = (lane.record_by for lane in self._lanes if lane.is_ahead)
+            left = min(until, self._share_at, *ahead) - monotonic()
+            heard = self._wait(max(0.0, left), self._connection if self._listens else None)
+            if self._category in heard or (heard and self._category == ALL):
+                self._is_notified = True
+                return
+            if self._keep_up():
+                return
+            if monotonic() >= until:
+                # Should there be something now, it came in silence.
+                self._is_notified = self._is_notified and not self._anything()
+                return
+
+    def _anything(self) -> bool:
+        return any(self._run(lane.page) for lane in self._lanes)
+
+    def _wait(self, seconds: float, connection: Connection | None) -> set[str]:
+        try:
+            return self._host.wait(seconds, connection)
+        except DBAPIError as error:
+            raise _Lost(error) from error
+
+    # Messages that are no business of handlers
+
+    def _looks_at_streams(self) -> bool:
+        return self._category == ALL or self._without_id == "refuse"
+
+    def _is_passed_over(self, message: Message) -> bool:
+        if self._category == ALL:
+            # Recording a position would otherwise be a reason to record one.
+            return message.type == positions.RECORDED and positions.holds_positions(message.category)
+        if names.is_category(message.stream_name):
+            raise StreamWithoutId(message)
+        return False
+
+    def _log(
+        self,
+        level: int,
+        text: str,
+        lane: Lane | None = None,
+        message: Message | None = None,
+        exc_info: BaseException | None = None,
+        **fields: Any,
+    ) -> None:
+        if not logger.isEnabledFor(level):
+            return
+        fields |= {"category": self._category, "identifier": self._identifier}
+        if lane is not None and lane.place.group_size is not None:
+            fields |= {"group_member": lane.place.group_member, "group_size": lane.place.group_size}
+        if message is not None:
+            fields |= {
+                "stream_name": message.stream_name,
+                "position": message.position,
+                "global_position": message.global_position,
+                "message_type": message.type,
+                "message_id": message.id,
+            }
+        shown = ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None)
+        logger.log(level, "consumer %s (%s)", text, shown, extra=fields, exc_info=exc_info)
+
+
+def session_factory(transactional: object, maker: type, session: type) -> Any:
+    """What makes the sessions for handlers; None where they get connections, or nothing."""
+    if isinstance(transactional, bool):
+        return None
+    if isinstance(transactional, maker) or (isinstance(transactional, type) and issubclass(transactional, session)):
+        return transactional
+    raise InvalidArgument("transactional", transactional, f"is no bool, {maker.__name__} or {session.__name__} class")
+
+
+def _discard(_: object) -> None:
+    pass
+
+
+def _recorded_in(message: Message) -> int:
+    data = message.data
+    position = data.get("position") if isinstance(data, dict) else None
+    if not isinstance(position, int):
+        raise MessageDBError(
+            f"position {message.position} of stream {message.stream_name!r} holds no position of a consumer: {data!r}"
+        )
+    return position
+
+
+def _group(member: object, size: object, slots: object) -> tuple[int | None, int | None]:
+    if slots is None:
+        return arguments.consumer_group(member, size, ("group_member", "group_size"))
+    for argument, value in (("group_member", member), ("group_size", size)):
+        if value is not None:
+            raise InvalidArgument(argument, value, "names members, where slots are shared without")
+    return None, arguments.integer("slots", slots, minimum=1, maximum=names.MAX_GROUP_SIZE)
+
+
+def _member_without_id(value: object, size: int | None) -> int | str | None:
+    if size is None:
+        if value != "refuse":
+            raise InvalidArgument("streams_without_id", value, "is for consumer groups")
+        return None
+    if value in ("refuse", "skip"):
+        return str(value)
+    return arguments.integer("streams_without_id", value, minimum=0, maximum=size - 1)
+
+
+def _finder(handlers: object, types: MessageTypes) -> Callable[[str], Handler | None]:
+    if callable(handlers):
+        return lambda _: handlers
+    if not isinstance(handlers, Mapping) or not handlers:
+        raise InvalidArgument("handlers", handlers, "is no function, and no mapping of message types to functions")
+    by_type: dict[str, Handler] = {}
+    for key, handler in handlers.items():
+        message_type = types.name_of(key) if isinstance(key, type) else arguments.text("handlers", key)
+        if message_type in by_type:
+            raise InvalidArgument("handlers", key, f"has a handler already, by the name {message_type!r}")
+        if not callable(handler):
+            raise InvalidArgument(f"handlers[{message_type!r}]", handler, "can't be called")
+        by_type[message_type] = handler
+    return by_type.get
+
+
+def _progress_bar(wanted: bool | None, name: str) -> Any:
+    """None where none is wanted, or where nobody would see it, or by default where there is nothing to draw it with."""
+    if wanted is False or (wanted is None and not sys.stderr.isatty()):
+        return None
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        if wanted is None:
+            return None
+        raise InvalidArgument("progress", wanted, 'needs tqdm: pip install "messagedb-sa[progress]"') from None
+    return tqdm(desc=name, unit="message", dynamic_ncols=True)
+
+
+def _retrying(retry: Any) -> Any:
+    if retry is not None and not (hasattr(retry, "copy") and callable(retry)):
+        raise InvalidArgument("retry", retry, "is no tenacity.Retrying")
+    return retry
+
+
+@contextmanager
+def _stopped_by_signals(consuming: Consuming) -> Iterator[None]:
+    """The first SIGINT or SIGTERM stops it; the next ones do what they did before. What is ignored stays ignored."""
+    if current_thread() is not main_thread():
+        yield
+        return
+    before: dict[signal.Signals, Any] = {}
+
+    def restore() -> None:
+        while before:
+            signal.signal(*before.popitem())
+
+    def stop(number: int, _: object) -> None:
+        restore()
+        consuming.stop()
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(each) not in (signal.SIG_IGN, None):
+            before[each] = signal.signal(each, stop)
+    try:
+        yield
+    finally:
+        restore()
