@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from messagedb_sa.message_types import MessageTypes
     from messagedb_sa.monitoring import ConsumerStatus
     from messagedb_sa.store import NO_STREAM, Store
+    from messagedb_sa.tracing import Tracing
 else:
     # Lazy: pytest imports this package at every start, for the plugin in it, and that must not cost SQLAlchemy.
     from importlib import import_module
@@ -52,6 +53,7 @@ else:
         "StoreNotInstalled": "errors",
         "StreamWithoutId": "errors",
         "StreamWrite": "message",
+        "Tracing": "tracing",
         "WrongExpectedVersion": "errors",
     }
 
@@ -87,5 +89,6 @@ __all__ = [
     "StoreNotInstalled",
     "StreamWithoutId",
     "StreamWrite",
+    "Tracing",
     "WrongExpectedVersion",
 ]

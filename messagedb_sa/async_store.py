@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from uuid import UUID
 
 from sqlalchemy import URL, Executable
@@ -21,6 +21,9 @@ from messagedb_sa.monitoring import ConsumerStatus
 from messagedb_sa.operations import NOT_GIVEN, SETTLE_SECONDS, Operation, Operations, Page, StreamWriteInput
 from messagedb_sa.urls import with_driver
 
+if TYPE_CHECKING:
+    from messagedb_sa.tracing import Tracing
+
 __all__ = ["AsyncStore"]
 
 T = TypeVar("T")
@@ -35,6 +38,7 @@ class AsyncStore:
         *,
         combine_writes: bool = False,
         types: MessageTypes | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._connection: Callable[[], AbstractAsyncContextManager[AsyncConnection]]
         if isinstance(bind, AsyncEngine):
@@ -50,7 +54,7 @@ class AsyncStore:
         self.engine = bind if isinstance(bind, AsyncEngine) else AsyncEngine(sync_engine)
         joined = not isinstance(bind, AsyncEngine)
         self._execute = run_joined if joined else run_alone
-        self._operations = Operations(sync_engine.dialect, joined=joined, types=types)
+        self._operations = Operations(sync_engine.dialect, joined=joined, types=types, tracing=tracing)
         if combine_writes and joined:
             raise InvalidArgument("combine_writes", combine_writes, "is for an AsyncStore on an AsyncEngine")
         self._combiner = Combiner(self._operations.write_each) if combine_writes else None
@@ -58,14 +62,20 @@ class AsyncStore:
 
     @classmethod
     def from_url(
-        cls, url: str | URL, *, combine_writes: bool = False, types: MessageTypes | None = None, **engine_options: Any
+        cls,
+        url: str | URL,
+        *,
+        combine_writes: bool = False,
+        types: MessageTypes | None = None,
+        tracing: Tracing | None = None,
+        **engine_options: Any,
     ) -> AsyncStore:
         """A store on an engine of its own, which ``await store.engine.dispose()`` closes.
 
         ``engine_options`` are create_async_engine's. A URL that names no driver means psycopg.
         """
         engine = create_async_engine(with_driver(url, "psycopg"), **engine_options)
-        return cls(engine, combine_writes=combine_writes, types=types)
+        return cls(engine, combine_writes=combine_writes, types=types, tracing=tracing)
 
     @overload
     async def write(
@@ -101,24 +111,27 @@ class AsyncStore:
         id: UUID | str | None = None,
     ) -> int:
         """As ``Store.write``."""
-        operation = self._operations.write(stream_name, message_type, data, metadata, expected_version, id)
-        if self._combiner is None:
-            return await self._run(operation)
-        # A task of its own, for others may depend on it when the caller's is cancelled.
-        turn = asyncio.create_task(self._write_in_turn(self._combiner, operation))
-        self._turns.add(turn)
-        turn.add_done_callback(self._turns.discard)
-        return await asyncio.shield(turn)
+        with self._operations.writing(stream_name):
+            operation = self._operations.write(stream_name, message_type, data, metadata, expected_version, id)
+            if self._combiner is None:
+                return await self._run(operation)
+            # A task of its own, for others may depend on it when the caller's is cancelled.
+            turn = asyncio.create_task(self._write_in_turn(self._combiner, operation))
+            self._turns.add(turn)
+            turn.add_done_callback(self._turns.discard)
+            return await asyncio.shield(turn)
 
     async def write_batch(
         self, stream_name: str, messages: Iterable[MessageInput], expected_version: int | None = None
     ) -> int:
         """As ``Store.write_batch``."""
-        return await self._run(self._operations.write_batch(stream_name, messages, expected_version))
+        with self._operations.writing(stream_name):
+            return await self._run(self._operations.write_batch(stream_name, messages, expected_version))
 
     async def write_streams(self, writes: Iterable[StreamWriteInput]) -> dict[str, int]:
         """As ``Store.write_streams``."""
-        return await self._run(self._operations.write_streams(writes))
+        with self._operations.writing():
+            return await self._run(self._operations.write_streams(writes))
 
     async def read(
         self,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
 from itertools import accumulate
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeAlias, TypeVar
 from typing import cast as cast_type
 from uuid import UUID
 
@@ -66,6 +67,9 @@ from messagedb_sa.message import Message, MessageInput, NewMessage, StreamWrite
 from messagedb_sa.message_types import MessageTypes
 from messagedb_sa.schema import message_columns, messages
 
+if TYPE_CHECKING:
+    from messagedb_sa.tracing import Tracing
+
 NO_STREAM = -1
 """As ``expected_version``: the stream must not exist yet."""
 
@@ -87,6 +91,8 @@ _NOT_INSTALLED = frozenset({"3F000", "42883", "42P01"})
 _BAD_JSON = frozenset({"22P02", "22P05"})
 
 logger = logging.getLogger(__name__)
+
+_UNTRACED = nullcontext()
 
 
 class Batch(NamedTuple):
@@ -215,14 +221,29 @@ class Operations:
     gives a transaction up at an error, so there the version is compared in the statement and comes back as a row.
 
     ``types``: their instances are taken for messages, and are the data of messages that are read.
+
+    ``tracing``: writes are built and executed within ``writing``.
     """
 
-    def __init__(self, dialect: Dialect, *, joined: bool, types: MessageTypes | None = None) -> None:
+    def __init__(
+        self, dialect: Dialect, *, joined: bool, types: MessageTypes | None = None, tracing: Tracing | None = None
+    ) -> None:
         if not (types is None or isinstance(types, MessageTypes)):
             raise InvalidArgument("types", types, "is no MessageTypes")
+        if tracing is not None:
+            # Here, for it imports OpenTelemetry.
+            from messagedb_sa.tracing import Tracing
+
+            if not isinstance(tracing, Tracing):
+                raise InvalidArgument("tracing", tracing, "is no Tracing")
         self._codec = JSONCodec(dialect)
         self.joined = joined
         self.types = MessageTypes() if types is None else types
+        self.tracing = tracing
+
+    def writing(self, stream_name: str | None = None) -> AbstractContextManager[None]:
+        """Around the building and the execution of a write; without a name, to several streams."""
+        return _UNTRACED if self.tracing is None else self.tracing._writing(stream_name)
 
     def write(
         self,
@@ -241,10 +262,13 @@ class Operations:
             message_type, data, metadata = self.types._as_message("message_type", message_type, "metadata", metadata)
         elif type(message_type) in self.types:
             raise InvalidArgument("data", data, f"is given beside a {type(message_type).__name__}, which is the data")
+        its_id, type_ = arguments.message_id("id", id), arguments.text("message_type", message_type)
+        if self.tracing is not None:
+            metadata = self.tracing._one(its_id, type_, metadata)
         parameters = {
-            "id": arguments.message_id("id", id),
+            "id": its_id,
             "stream_name": name,
-            "type": arguments.text("message_type", message_type),
+            "type": type_,
             "data": self._codec.encode("data", data),
             "metadata": self._codec.encode("metadata", metadata),
             "expected_version": version,
@@ -267,6 +291,8 @@ class Operations:
     ) -> Operation[int]:
         name, version = arguments.text("stream_name", stream_name), _expected(expected_version)
         batch = self._batch("messages", messages)
+        if self.tracing is not None:
+            self.tracing._batch(len(batch.ids), [name])
         if self.joined and version is not None:
             several = self._several([(name, batch, version)])
             return Operation(
@@ -300,6 +326,8 @@ class Operations:
             checked[name] = (name, batch, _expected(write.expected_version, f"{at}.expected_version"))
         if not checked:
             raise InvalidArgument("writes", writes, "is empty: there is at least one stream to write to")
+        if self.tracing is not None:
+            self.tracing._batch(sum(len(batch.ids) for _, batch, _ in checked.values()), checked)
         # Whoever writes to several categories takes their locks in this order, so that nobody waits in a circle.
         return self._several(sorted(checked.values(), key=lambda write: names.hash_64(names.category(write[0]))))
 
@@ -348,6 +376,8 @@ class Operations:
             metadata.append(its_metadata)
         if not ids:
             raise InvalidArgument(argument, messages, "is empty: a batch has at least one message")
+        if self.tracing is not None:
+            metadata = self.tracing._each(metadata)
         fresh = iter(arguments.new_ids(ids.count(None)))
         return Batch(
             [next(fresh) if id is None else id for id in ids],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 from uuid import UUID
 
 from sqlalchemy import URL, Connection, Engine, Executable, create_engine
@@ -27,6 +27,9 @@ from messagedb_sa.operations import (
     StreamWriteInput,
 )
 from messagedb_sa.urls import with_driver
+
+if TYPE_CHECKING:
+    from messagedb_sa.tracing import Tracing
 
 __all__ = ["NO_STREAM", "Store"]
 
@@ -53,6 +56,8 @@ class Store:
 
     ``types``: instances of the classes registered there are written, and read as the ``data`` of messages. A message
     that is no instance of its type's class then raises MessageNotDecodable, in every read.
+
+    ``tracing``: each write is a span of OpenTelemetry, and what it writes carries its context in the metadata.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class Store:
         *,
         combine_writes: bool = False,
         types: MessageTypes | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         self._connection: Callable[[], AbstractContextManager[Connection]]
         if isinstance(bind, Engine):
@@ -77,21 +83,27 @@ class Store:
         self.engine = engine
         joined = not isinstance(bind, Engine)
         self._execute = run_joined if joined else run_alone
-        self._operations = Operations(engine.dialect, joined=joined, types=types)
+        self._operations = Operations(engine.dialect, joined=joined, types=types, tracing=tracing)
         if combine_writes and joined:
             raise InvalidArgument("combine_writes", combine_writes, "is for a Store on an Engine")
         self._combiner = Combiner(self._operations.write_each) if combine_writes else None
 
     @classmethod
     def from_url(
-        cls, url: str | URL, *, combine_writes: bool = False, types: MessageTypes | None = None, **engine_options: Any
+        cls,
+        url: str | URL,
+        *,
+        combine_writes: bool = False,
+        types: MessageTypes | None = None,
+        tracing: Tracing | None = None,
+        **engine_options: Any,
     ) -> Store:
         """A store on an engine of its own, which ``store.engine.dispose()`` closes.
 
         ``engine_options`` are create_engine's. A URL that names no driver means psycopg2.
         """
         engine = create_engine(with_driver(url), **engine_options)
-        return cls(engine, combine_writes=combine_writes, types=types)
+        return cls(engine, combine_writes=combine_writes, types=types, tracing=tracing)
 
     @overload
     def write(
@@ -135,8 +147,9 @@ class Store:
 
         Raises WrongExpectedVersion, DuplicateMessageId.
         """
-        operation = self._operations.write(stream_name, message_type, data, metadata, expected_version, id)
-        return self._run(operation) if self._combiner is None else self._write_in_turn(self._combiner, operation)
+        with self._operations.writing(stream_name):
+            operation = self._operations.write(stream_name, message_type, data, metadata, expected_version, id)
+            return self._run(operation) if self._combiner is None else self._write_in_turn(self._combiner, operation)
 
     def write_batch(
         self, stream_name: str, messages: Iterable[MessageInput], expected_version: int | None = None
@@ -146,7 +159,8 @@ class Store:
         A message is ``(type, data)``, ``(type, data, metadata)``, a NewMessage or an instance of a class of the store's
         ``types``. ``expected_version`` applies to the first. Without messages, InvalidArgument. Raises as ``write``.
         """
-        return self._run(self._operations.write_batch(stream_name, messages, expected_version))
+        with self._operations.writing(stream_name):
+            return self._run(self._operations.write_batch(stream_name, messages, expected_version))
 
     def write_streams(self, writes: Iterable[StreamWriteInput]) -> dict[str, int]:
         """Write to several streams, all or nothing, in one round trip; the position of each stream's last message.
@@ -157,7 +171,8 @@ class Store:
         ``write``, for the stream whose version is wrong. (A serialization failure in a SERIALIZABLE transaction of
         the caller's does not say which of several streams it was, and stays the driver's error.)
         """
-        return self._run(self._operations.write_streams(writes))
+        with self._operations.writing():
+            return self._run(self._operations.write_streams(writes))
 
     def read(
         self,

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from sqlalchemy import Engine, NullPool, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from messagedb_sa import AsyncConsumer, AsyncStore, Consumer, Store
+from messagedb_sa import AsyncConsumer, AsyncStore, Consumer, Store, Tracing
 from messagedb_sa.postgres import _find_programs, temporary_database
 
 pytest_plugins = ["pytester"]
@@ -196,17 +196,17 @@ def consumer_on(store: Store, category: str, handlers: Any, *arguments: Any, **o
 
 
 @contextmanager
-def store_on(driver: str, url: str, **engine_options: Any) -> Iterator[Store]:
+def store_on(driver: str, url: str, *, tracing: Tracing | None = None, **engine_options: Any) -> Iterator[Store]:
     """A store on an engine with this driver; an asynchronous one looks like the others."""
     with_driver = make_url(url).set(drivername=f"postgresql+{driver}")
     if driver in ("psycopg2", "psycopg"):
         engine = create_engine(with_driver, **engine_options)
-        yield Store(engine)
+        yield Store(engine, tracing=tracing)
         engine.dispose()
         return
     loop = asyncio.new_event_loop()
     async_engine = create_async_engine(with_driver, **engine_options)
-    store: Any = Awaited(AsyncStore(async_engine), loop)
+    store: Any = Awaited(AsyncStore(async_engine, tracing=tracing), loop)
     yield store
     loop.run_until_complete(async_engine.dispose())
     loop.close()

@@ -33,7 +33,7 @@ FLOORS = [
         "urls",
         "waiting",
     },
-    {"functions", "install", "message_types", "postgres", "revisions", "settling"},
+    {"functions", "install", "message_types", "postgres", "revisions", "settling", "tracing"},
     {"operations"},
     {"execution", "combining", "monitoring", "slots"},
     {"store", "async_store", "consuming"},
@@ -96,6 +96,7 @@ def test_every_module_says_in_its_first_line_what_it_is_for(module: str) -> None
         "schema",
         "store",
         "stream_name",
+        "tracing",
     ],
 )
 def test_all_names_exactly_the_public_names_in_order(name: str) -> None:
@@ -275,4 +276,27 @@ types.register(Money, encode=lambda money: {"n": money.pence}, decode=lambda dat
         "call-overload",
         "list-item",
         "attr-defined",
+    ]
+
+
+def test_type_checkers_see_what_users_write_with_tracing(tmp_path: Path) -> None:
+    program = """
+from typing import assert_type
+from opentelemetry.sdk.trace import TracerProvider
+from sqlalchemy import create_engine
+from messagedb_sa import AsyncStore, Store, Tracing
+
+tracing = Tracing(TracerProvider())
+store = Store(create_engine("postgresql://"), tracing=tracing)
+assert_type(Store.from_url("postgresql://", tracing=Tracing(), pool_size=1), Store)
+assert_type(AsyncStore.from_url("postgresql://", tracing=Tracing()), AsyncStore)
+for message in store.iter_category("a"):
+    with tracing.handling(message, category="a", identifier="mailer", group_member=1) as nothing:
+        assert_type(nothing, None)
+Store(create_engine("postgresql://"), tracing=True)  # wrong
+Tracing("global")  # wrong
+"""
+    assert judged(program, tmp_path) == [
+        "arg-type",
+        "arg-type",
     ]

@@ -82,6 +82,7 @@ def test_every_block_stands_under_a_heading_that_a_test_below_runs() -> None:
         *((heading, "python") for heading in PAGES),
         ("Async", "console"),
         ("Typed messages", "console"),
+        ("Tracing", "console"),
         ("An index for the group", "python"),
         ("Testing your application", "python"),
         ("Coming from message-db-py", "python"),
@@ -228,6 +229,7 @@ PAGES = (
     "In your own queries",
     "Typed messages",
     "Consumer groups",
+    "Tracing",
     "Errors",
 )
 
@@ -247,6 +249,7 @@ def test_the_pages_on_writing_and_reading_run_one_after_the_other(messagedb_url:
     assert commands("Async") == ['pip install "messagedb-sa[asyncpg]"']
     assert names["total"] == 210
     assert commands("Typed messages") == ['pip install "messagedb-sa[msgspec]"']
+    assert commands("Tracing") == ['pip install "messagedb-sa[opentelemetry]"']
     assert store.stream_identifiers("account")[:2] == ["1", "10"]
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE customers, orders"))
