@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Handler: TypeAlias = "Callable[..., Any]"
-Handlers: TypeAlias = "Handler | Mapping[str, Handler] | Mapping[type, Handler]"
+Handlers: TypeAlias = "Handler | Mapping[Any, Handler]"
 
 logger = logging.getLogger("messagedb_sa.consumer")
 
@@ -198,6 +198,7 @@ class Consuming:
         self._operations = Operations(host.engine.dialect, joined=False)
         self._joined_operations = Operations(host.engine.dialect, joined=True)
         self._types = host.operations.types
+        self._tracing = host.operations.tracing
         self._category = arguments.category("category", category)
         if positions.holds_positions(category):
             raise InvalidArgument(
@@ -236,7 +237,7 @@ class Consuming:
         self._share_at = inf
         self._handled = 0
         self._pass_over = self._is_passed_over if self._looks_at_streams() else None
-        self._attempt = self._in_transaction if host.transactional else self._plainly
+        self._attempt = self._in_transaction if host.transactional else self._call
 
     def stop(self) -> None:
         self._stopping = True
@@ -285,10 +286,14 @@ class Consuming:
         give the ones it has to handlers."""
         self._connection = self._host.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         self._driver = self._connection.connection.dbapi_connection
-        self._connection.detach()
-        self._listens = self._run(HAS_NOTIFY)
-        if self._listens:
-            listen(self._connection)
+        try:
+            self._listens = self._run(HAS_NOTIFY)
+            if self._listens:
+                # Before it is detached: after that SQLAlchemy does not know the driver's own connection any more.
+                listen(self._connection)
+        finally:
+            if not self._connection.invalidated:
+                self._connection.detach()
         if self._shares:
             keys = [names.hash_64(self._position_stream(slot)) for slot in range(self._size or 0)]
             presence = names.hash_64(
@@ -475,17 +480,20 @@ class Consuming:
                 if lane.given_up:
                     return
 
-    def _plainly(self, lane: Lane, handler: Handler, message: Message) -> None:
-        self._host.call(handler, self._types._decoded(message))
-
     def _in_transaction(self, lane: Lane, handler: Handler, message: Message) -> None:
-        decoded = self._types._decoded(message)
-
         def handle(connection: Connection) -> None:
             with self._host.joined(connection) as bind:
-                self._host.call(handler, decoded, bind)
+                self._call(lane, handler, message, bind)
 
         self._commit_with_position(lane, message, handle)
+
+    def _call(self, lane: Lane, handler: Handler, message: Message, *bind: Any) -> None:
+        if self._tracing is None:
+            self._host.call(handler, self._types._decoded(message), *bind)
+            return
+        member = lane.place.group_member
+        with self._tracing.handling(message, category=self._category, identifier=self._identifier, group_member=member):
+            self._host.call(handler, self._types._decoded(message), *bind)
 
     def _commit_with_position(self, lane: Lane, message: Message, work: Callable[[Connection], None]) -> None:
         with self._host.engine.connect() as connection:

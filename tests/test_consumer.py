@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
@@ -12,10 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
 import tenacity
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import Connection, Engine, create_engine, event, func, insert, make_url, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
@@ -30,15 +35,17 @@ from messagedb_sa import (
     InvalidArgument,
     Message,
     MessageDBError,
+    MessageTypes,
     PositionConflict,
     Store,
     StreamWithoutId,
+    Tracing,
     install,
 )
 from messagedb_sa.postgres import temporary_server
 from messagedb_sa.stream_name import consumer_group_member
 
-from .conftest import consumer_on, numbers, store_on
+from .conftest import DRIVERS, consumer_on, numbers, store_on
 from .test_joined import Order, host, orders
 
 SOON = 30.0
@@ -914,6 +921,156 @@ def test_its_own_positions_are_no_news_to_a_consumer_of_all(store: Store) -> Non
     for _ in range(3):
         Consumer(store, "$all", lambda _: None, "mirror", record_seconds=0).run_until_caught_up()
     assert positions(store, "$all:position-mirror") == [1, 2]
+
+
+# Waking up
+
+
+def test_it_is_woken_by_a_notification(each_store: Store, messagedb_url: str) -> None:
+    engine = create_engine(messagedb_url)
+    install.upgrade(engine, notify=True)
+    handled: list[Message] = []
+    # Polling would take longer than the test may.
+    consumer = consumer_on(each_store, "account", handled.append, "mailer", poll_seconds=3600)
+    with running(consumer):
+        wait_for(lambda: consumer_is_waiting(engine))
+        for n in range(3):
+            Store(engine).write_streams([("other-1", [("Even", {})]), ("account-1", [("Even", {"n": n})])])
+            wait_for(partial(handled_all, handled, n + 1))
+    install.upgrade(engine, notify=False)
+    engine.dispose()
+    assert numbers(handled) == [0, 1, 2]
+
+
+def handled_all(handled: list[Message], count: int) -> bool:
+    return len(handled) == count
+
+
+def consumer_is_waiting(engine: Engine) -> bool:
+    query = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle'"
+        " AND query LIKE '%get_category_messages%'"
+    )
+    with engine.connect() as connection:
+        return bool(connection.scalars(query).one())
+
+
+def test_where_notifications_do_not_come_it_polls(store: Store, messagedb_url: str, monkeypatch: Any) -> None:
+    install.upgrade(store.engine, notify=True)
+    own = Store.from_url(messagedb_url)
+    # As behind a pooler that takes LISTEN and delivers nothing.
+    monkeypatch.setattr("messagedb_sa.consuming.listen", lambda connection: None)
+    handled: list[Message] = []
+    with running(Consumer(own, "account", handled.append, "mailer")):
+        write(store, 3)
+        wait_for(lambda: len(handled) == 3)
+    own.engine.dispose()
+    install.upgrade(store.engine, notify=False)
+
+
+# Seeing it
+
+
+def test_the_consumers_of_a_category_and_how_far_they_are(each_store: Store) -> None:
+    write(each_store, 6)
+    consumer_on(each_store, "account", lambda _: None).run_until_caught_up()
+    consumer_on(each_store, "account", lambda _: None, "mailer").run_until_caught_up()
+    consumer_on(each_store, "account", lambda _: None, "shared", slots=3).run_until_caught_up()
+    after = {number: each_store.write(f"account-{number}", "Even", {}) for number in range(3)}
+    assert len(after) == 3
+    first = each_store.read("account", position=7)[0]
+    alone, mailer, *shared = each_store.consumers("account")
+    assert alone[:5] == ("account", None, None, None, 6)
+    assert mailer[:5] == ("account", "mailer", None, None, 6)
+    assert (alone.lag, alone.waiting_since) == (mailer.lag, mailer.waiting_since) == (3, first.time)
+    assert [each[:4] for each in shared] == [("account", "shared", member, 3) for member in range(3)]
+    assert sum(each.lag for each in shared) == 3
+    by_member = [consumer_group_member(f"account-{number}", 3) for number in range(3)]
+    assert [each.lag for each in shared] == [by_member.count(member) for member in range(3)]
+    # Nothing has been recorded by a member without messages.
+    assert [each.position is None for each in shared] == [member not in by_member for member in range(3)]
+    assert [each.waiting_since is None for each in shared] == [each.lag == 0 for each in shared]
+    recorded = each_store.read_last_message("account:position-mailer")
+    assert recorded is not None
+    assert mailer.recorded_at == recorded.time
+    assert each_store.consumers("other") == []
+
+
+def test_the_consumers_of_all(store: Store) -> None:
+    write(store, 2)
+    Consumer(store, "$all", lambda _: None, "mirror").run_until_caught_up()
+    write(store, 2, "order")
+    (mirror,) = store.consumers("$all")
+    assert (mirror.category, mirror.identifier, mirror.position, mirror.lag) == ("$all", "mirror", 2, 2)
+
+
+def test_progress_is_shown_where_it_is_asked_for(each_store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    write(each_store, 5)
+    for progress in (False, None):
+        consumer_on(each_store, "account", lambda _: None, "x").run_until_caught_up(progress=progress)
+        assert capsys.readouterr().err == ""
+    consumer_on(each_store, "account", lambda _: None, "mailer").run_until_caught_up(progress=True)
+    assert "account mailer: 100%" in (shown := capsys.readouterr().err)
+    assert "5/5" in shown
+
+
+# Typed and traced messages
+
+
+@dataclasses.dataclass
+class Even:
+    n: int
+
+
+def test_a_handler_gets_an_instance_and_can_be_named_by_its_class(store: Store) -> None:
+    write(store, 3)
+    types = MessageTypes()
+    types.register(Even)
+    handled: list[Message] = []
+    typed = Store(store.engine, types=types)
+    Consumer(typed, "account", {Even: handled.append}, "mailer").run_until_caught_up()
+    assert [message.data for message in handled] == [Even(0), Even(2)]
+    with pytest.raises(InvalidArgument, match="is no registered class"):
+        Consumer(typed, "account", {Message: handled.append})
+    with pytest.raises(InvalidArgument, match="has a handler already, by the name 'Even'"):
+        Consumer(typed, "account", {"Even": handled.append, Even: handled.append})
+
+
+def test_a_message_that_is_no_instance_of_its_class_is_a_failure_of_its_own(store: Store) -> None:
+    types = MessageTypes()
+    types.register(Even)
+    for data in ({"n": 0}, {"m": 1}, {"n": 2}):
+        store.write("account-1", "Even", data)
+    handled: list[Message] = []
+    typed = Store(store.engine, types=types)
+    Consumer(typed, "account", handled.append, "mailer", on_failure="park").run_until_caught_up()
+    assert [message.data for message in handled] == [Even(0), Even(2)]
+    (dead,) = store.read("account:dead-mailer")
+    assert dead.data == {"m": 1}
+    assert "MessageNotDecodable" in dead.metadata["dead"]["error"]
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+@pytest.mark.parametrize("transactional", [False, True])
+def test_a_handler_belongs_to_the_trace_of_the_writer(
+    store: Store, messagedb_url: str, driver: str, transactional: bool
+) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracing = Tracing(provider)
+    with store_on(driver, messagedb_url, tracing=tracing) as traced:
+        traced.write("account-1", "Even", {"n": 0})
+
+        def handle(message: Message, *_: Any) -> None:
+            with provider.get_tracer("test").start_as_current_span("handler"):
+                pass
+
+        consumer_on(traced, "account", handle, "mailer", transactional=transactional).run_until_caught_up()
+    spans = {span.name: span for span in exporter.get_finished_spans()}
+    assert spans.keys() == {"write account", "handler", "process account"}
+    assert len({span.context.trace_id for span in spans.values()}) == 1
+    assert spans["handler"].parent == spans["process account"].context
 
 
 # Bad input
