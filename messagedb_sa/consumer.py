@@ -107,7 +107,8 @@ class Consumer:
         self._consuming.run(handle_signals=handle_signals)
 
     def run_until_caught_up(self, *, progress: bool | None = None, handle_signals: bool = True) -> int:
-        """As ``run``, until there is nothing more to read; the number of messages that were handled.
+        """As ``run``, until there is nothing more to read, of a consumer with slots in those that it gets at the start;
+        the number of messages that were handled.
 
         ``progress``: whether to show a bar on standard error, which tqdm draws (extra ``progress``). None: if that is a
         terminal, and tqdm is installed.

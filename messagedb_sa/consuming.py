@@ -268,8 +268,11 @@ class Consuming:
         finally:
             if bar is not None:
                 bar.close()
-            self._log(logging.INFO, "stopped", handled=self._handled)
+            if self._slots is not None:
+                with suppress(Exception, _Lost):
+                    self._slots.leave()
             self._disconnect()
+            self._log(logging.INFO, "stopped", handled=self._handled)
             self._lanes = []
             self._stopping = False
             self._running.release()
@@ -318,6 +321,7 @@ class Consuming:
         pause, longest = _RECONNECT_SECONDS
         while not self._stopping:
             self._disconnect()
+            self._slots = None
             try:
                 self._connect()
             except MessageDBError:

@@ -40,6 +40,7 @@ _HOLDERS = select(_key, _locks.c.pid, _locks.c.pid == func.pg_backend_pid()).whe
 )
 _ARRIVE = select(func.pg_try_advisory_lock_shared(_number))
 _TAKE = select(func.pg_try_advisory_lock(_number))
+_LEAVE = select(func.pg_advisory_unlock_all())
 _RELEASE = select(func.pg_advisory_unlock(_number))
 
 _Run = Callable[[Operation[Any]], Any]
@@ -84,6 +85,10 @@ class Slots:
                 self.held.append(slot)
                 taken.append(slot)
         return taken
+
+    def leave(self) -> None:
+        """Free them now, not when the server sees the session's end."""
+        self._run(Operation(_LEAVE, {}, list))
 
     def _quota(self, processes: list[tuple[int, bool]]) -> int:
         rank = next(number for number, (_, is_own) in enumerate(processes) if is_own)

@@ -234,8 +234,8 @@ def test_instances_carry_the_context_beside_their_version(
     store.write_batch("account-1", [Opened("Ada")])
     one, two = map(carried, exporter.get_finished_spans())
     assert [(each.data, each.metadata) for each in store.read("account-1")] == [
-        (Opened("Ada"), {"by": "teller", "schemaVersion": 2, "traceparent": one}),
-        (Opened("Ada"), {"schemaVersion": 2, "traceparent": two}),
+        (Opened("Ada"), {"by": "teller", "schemaVersion": "2", "traceparent": one}),
+        (Opened("Ada"), {"schemaVersion": "2", "traceparent": two}),
     ]
 
 
