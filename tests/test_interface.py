@@ -1046,7 +1046,7 @@ def test_a_category_is_read_through_messages_category(
     lines = plan(caplog, connection, "get_category_messages", "'c7', 5, 1000, 'other', NULL, NULL", **arguments)
     assert any("messages_category" in line for line in lines)
     (condition,) = (line for line in lines if line.startswith("Index Cond"))
-    for part in ("split_part(", "stream_name", "'c7'", "global_position >=", "correlationStreamName", "'other'"):
+    for part in ("split_part(", "stream_name", "'c7'", "global_position) >= ", "correlationStreamName", "'other'"):
         assert part in condition
 
 

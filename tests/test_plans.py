@@ -109,6 +109,44 @@ def test_a_read_takes_from_its_index_what_it_gives_and_no_more(
     assert "Sort" not in plan
 
 
+@pytest.mark.parametrize("options", [{}, {"correlation": "transfer"}])
+def test_a_reader_at_the_end_of_its_category_does_not_meet_what_others_wrote_after_it(
+    messagedb_server_url: str, options: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Though nearly all messages are of its category, so that going by global position looks as good to PostgreSQL."""
+    others = text(FILL.replace("account", "invoice").replace("0, 39999", "40000, 40999"))
+    for url in filled(messagedb_server_url, text("DELETE FROM message_store.messages WHERE stream_name LIKE 'order-%'")):
+        with create_engine(url, poolclass=NullPool).begin() as connection:
+            connection.execute(text("ANALYZE message_store.messages"))
+            connection.execute(others)
+        (plan,) = plans(url, lambda store: store.read_category("account", 40_000, **options), caplog)
+        assert "Index Scan using messages_category" in plan
+        assert "Rows Removed" not in plan
+
+
+def test_a_plan_that_was_made_for_an_empty_store_serves_a_full_one(
+    messagedb_server_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PostgreSQL keeps the plan for as long as the session lasts, or until the table is analyzed."""
+
+    def read(store: Store) -> None:
+        with store.engine.connect() as connection:
+            joined = Store(connection)
+            for _ in range(10):
+                assert joined.read_category("account") == joined.read_stream("account-7") == []
+            connection.execute(text(FILL))
+            assert len(joined.read_category("account", 39_900)) == 50
+            assert len(joined.read_stream("account-7", 490)) == 10
+
+    with temporary_database(messagedb_server_url) as url:
+        install.upgrade(create_engine(url, poolclass=NullPool))
+        category, stream = plans(url, read, caplog)[-2:]
+    assert "Index Scan using messages_category" in category
+    assert "Index Scan using messages_stream" in stream
+    assert "Rows Removed" not in category + stream
+    assert "Sort" not in category + stream
+
+
 def test_a_write_looks_up_the_version_by_the_index(plain: str, caplog: pytest.LogCaptureFixture) -> None:
     version, insert = plans(plain, lambda store: store.write("account-7", "Opened", {}), caplog)
     assert "Index Only Scan Backward using messages_stream" in version

@@ -1,6 +1,8 @@
--- PostgreSQL does not know that within a category the index messages_category leads through the table in order. It expects
--- a page to be fetched for each row, and would rather go through all categories' messages by the primary key, throwing
--- away what is not asked for. With pages at next to nothing, it takes the index that meets the fewest rows.
+-- Where a category has most of a store's messages, PostgreSQL would go through all categories by the primary key, and a
+-- reader at the end of its category through all that others wrote after it. Bounds that have category and position in
+-- one can be looked up in messages_category only, in its order. The members of a group have an index of their own, which
+-- takes the two apart. With pages at next to nothing PostgreSQL takes the index that meets the fewest rows: it does not
+-- know that both lead through the table in order, and expects a page to be fetched for each row.
 CREATE OR REPLACE FUNCTION message_store.get_category_messages(
   category varchar,
   "position" bigint DEFAULT 1,
@@ -14,30 +16,54 @@ RETURNS SETOF message_store.message
 LANGUAGE plpgsql
 SET random_page_cost = 0.01
 SET seq_page_cost = 0.01
+SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
   query pg_catalog.text :=
     'SELECT id::varchar, stream_name::varchar, type::varchar, "position", global_position,'
     ' data::varchar, metadata::varchar, "time"'
-    ' FROM message_store.messages'
-    ' WHERE message_store.category(stream_name) OPERATOR(pg_catalog.=) $1'
-    ' AND global_position OPERATOR(pg_catalog.>=) $2';
+    ' FROM message_store.messages WHERE ';
+  in_category pg_catalog.text :=
+    '(message_store.category(stream_name), global_position) OPERATOR(pg_catalog.>=) ($1, $2)'
+    ' AND (message_store.category(stream_name), global_position) OPERATOR(pg_catalog.<=) ($1, 9223372036854775807)';
+  in_order pg_catalog.text := 'message_store.category(stream_name), global_position';
+  also pg_catalog.text := '';
   first_position bigint := COALESCE(get_category_messages."position", 1);
   row_limit bigint := COALESCE(get_category_messages.batch_size, 1000);
   member bigint := get_category_messages.consumer_group_member;
   size bigint := get_category_messages.consumer_group_size;
   flaw pg_catalog.text;
   setting pg_catalog.text;
+  debugging boolean := pg_catalog.current_setting('message_store.debug', true) OPERATOR(pg_catalog.=) 'on'
+    OR pg_catalog.current_setting('message_store.debug_get', true) OPERATOR(pg_catalog.=) 'on';
 BEGIN
   IF NOT message_store.is_category(get_category_messages.category) THEN
     RAISE EXCEPTION 'Must be a category: %', get_category_messages.category;
+  END IF;
+
+  IF pg_catalog.num_nonnulls(get_category_messages.correlation, member, size, get_category_messages.condition)
+      OPERATOR(pg_catalog.=) 0
+    AND debugging IS NOT TRUE
+  THEN
+    -- The same query as below. PostgreSQL keeps what it parsed and planned of this one: a fifth of the time of a short read.
+    RETURN QUERY
+      SELECT m.id::varchar, m.stream_name::varchar, m.type::varchar, m."position", m.global_position,
+        m.data::varchar, m.metadata::varchar, m."time"
+      FROM message_store.messages AS m
+      WHERE (message_store.category(m.stream_name), m.global_position)
+          OPERATOR(pg_catalog.>=) (get_category_messages.category, first_position)
+        AND (message_store.category(m.stream_name), m.global_position)
+          OPERATOR(pg_catalog.<=) (get_category_messages.category, 9223372036854775807)
+      ORDER BY message_store.category(m.stream_name), m.global_position
+      LIMIT CASE WHEN row_limit OPERATOR(pg_catalog.<>) -1 THEN row_limit END;
+    RETURN;
   END IF;
 
   IF get_category_messages.correlation IS NOT NULL THEN
     IF NOT message_store.is_category(get_category_messages.correlation) THEN
       RAISE EXCEPTION 'Correlation must be a category (Correlation: %)', get_category_messages.correlation;
     END IF;
-    query := pg_catalog.concat(query, ' AND message_store.category(metadata OPERATOR(pg_catalog.->>) ''correlationStreamName'') OPERATOR(pg_catalog.=) $4');
+    also := ' AND message_store.category(metadata OPERATOR(pg_catalog.->>) ''correlationStreamName'') OPERATOR(pg_catalog.=) $4';
   END IF;
 
   IF member IS NOT NULL OR size IS NOT NULL THEN
@@ -50,7 +76,9 @@ BEGIN
     IF flaw IS NOT NULL THEN
       RAISE EXCEPTION '% (Consumer Group Member: %, Consumer Group Size: %)', flaw, member, size;
     END IF;
-    query := pg_catalog.concat(query, ' AND pg_catalog.mod(OPERATOR(pg_catalog.@) message_store.hash_64(message_store.cardinal_id(stream_name)), $6) OPERATOR(pg_catalog.=) $5');
+    in_category := 'message_store.category(stream_name) OPERATOR(pg_catalog.=) $1 AND global_position OPERATOR(pg_catalog.>=) $2';
+    in_order := 'global_position';
+    also := pg_catalog.concat(also, ' AND pg_catalog.mod(OPERATOR(pg_catalog.@) message_store.hash_64(message_store.cardinal_id(stream_name)), $6) OPERATOR(pg_catalog.=) $5');
   END IF;
 
   IF get_category_messages.condition IS NOT NULL THEN
@@ -59,14 +87,13 @@ BEGIN
     IF setting OPERATOR(pg_catalog.=) '' OR setting OPERATOR(pg_catalog.=) 'off' THEN
       RAISE EXCEPTION 'Retrieval with SQL condition is not activated';
     END IF;
-    query := pg_catalog.concat(query, ' AND (', get_category_messages.condition, ')');
+    also := pg_catalog.concat(also, ' AND (', get_category_messages.condition, ')');
   END IF;
 
-  query := pg_catalog.concat(query, E'\n ORDER BY global_position LIMIT $3');
+  -- The line break ends a comment that the condition may end with.
+  query := pg_catalog.concat(query, in_category, also, E'\n ORDER BY ', in_order, ' LIMIT $3');
 
-  IF pg_catalog.current_setting('message_store.debug', true) OPERATOR(pg_catalog.=) 'on'
-    OR pg_catalog.current_setting('message_store.debug_get', true) OPERATOR(pg_catalog.=) 'on'
-  THEN
+  IF debugging THEN
     RAISE NOTICE 'get_category_messages(category => %, position => %, batch_size => %, correlation => %, consumer_group_member => %, consumer_group_size => %, condition => %): %',
       get_category_messages.category, first_position, row_limit, get_category_messages.correlation, member, size,
       get_category_messages.condition, query;
