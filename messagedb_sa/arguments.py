@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from operator import index
 from uuid import UUID
 
@@ -87,18 +88,23 @@ def consumer_group(
 
 
 def new_ids(number: int) -> list[str]:
-    """As so many ``str(uuid4())``, in about a quarter of the time."""
-    digits = os.urandom(16 * number).hex()
-    each = (digits[at : at + 32] for at in range(0, 32 * number, 32))
-    return [f"{d[:8]}-{d[8:12]}-4{d[13:16]}-{_VARIANT[d[16]]}{d[17:20]}-{d[20:]}" for d in each]
+    """UUIDs of version 7 (RFC 9562, section 5.7), in ascending order.
+
+    They begin with the time, so that an index of ids grows at its end, where random ones fall on as many of its pages.
+    After 48 bits of milliseconds, 12 go on counting in 4096ths of one (section 6.2, method 3); 62 are random.
+    """
+    ticks = (time.time_ns() << 12) // 1_000_000
+    randoms = memoryview(os.urandom(8 * number)).cast("Q")
+    digits = (f"{tick:015x}{bits >> 2 | _VARIANT:016x}" for tick, bits in enumerate(randoms, ticks))
+    return [f"{d[:8]}-{d[8:12]}-7{d[12:15]}-{d[15:19]}-{d[19:]}" for d in digits]
 
 
-# The two bits that RFC 9562 asks for, before two random ones.
-_VARIANT = dict(zip("0123456789abcdef", "89ab" * 4, strict=True))
+# The two bits that the RFC asks for, before the random ones.
+_VARIANT = 0b10 << 62
 
 
 def message_id(argument: str, value: object) -> str:
-    """The id as text; a new random one for None."""
+    """The id as text; a new one for None."""
     if value is None:
         return new_ids(1)[0]
     if isinstance(value, UUID):

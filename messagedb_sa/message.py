@@ -59,7 +59,7 @@ class NewMessage(NamedTuple):
     """A message to be written.
 
     ``data`` and ``metadata`` are anything that JSON can hold; None is stored as no value, which is not the same as
-    an empty object. ``id`` is a UUID or its text; None means a new random one.
+    an empty object. ``id`` is a UUID or its text; None means a new one, of version 7 (RFC 9562).
     """
 
     type: str

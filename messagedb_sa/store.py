@@ -141,9 +141,9 @@ class Store:
         """Write a message; its position in the stream.
 
         ``expected_version`` is the position that the stream's last message must have, NO_STREAM (-1) if the stream
-        must not exist yet, None for no check. ``id`` None means a new random one. ``data`` and ``metadata`` are
-        anything that JSON can hold; None is stored as NULL. An instance of a class of the store's ``types`` takes the
-        place of ``message_type`` and ``data``; its metadata is a dict or None.
+        must not exist yet, None for no check. ``id`` None means a new one, a UUID of version 7. ``data`` and
+        ``metadata`` are anything that JSON can hold; None is stored as NULL. An instance of a class of the store's
+        ``types`` takes the place of ``message_type`` and ``data``; its metadata is a dict or None.
 
         Raises WrongExpectedVersion, DuplicateMessageId.
         """

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import RFC_4122, UUID, uuid4
 
 import pytest
 from sqlalchemy import bindparam, create_engine, event, select, text
@@ -88,6 +89,17 @@ def test_without_an_id_each_message_gets_a_new_one(store: Store) -> None:
     store.write("account-1", "Opened", {})
     store.write_batch("account-1", [("Deposited", {}), ("Deposited", {})])
     assert len({UUID(message.id) for message in store.read("account")}) == 3
+
+
+def test_new_ids_tell_the_time_and_are_in_the_order_of_the_messages(store: Store) -> None:
+    """Of version 7, so that the index of ids grows at its end."""
+    before = time.time()
+    store.write_batch("account-1", [("Deposited", {"n": n}) for n in range(5000)])
+    ids = [UUID(message.id) for message in store.iter_stream("account-1")]
+    assert ids == sorted(ids)
+    assert {(id.version, id.variant) for id in ids} == {(7, RFC_4122)}
+    assert before - 0.001 <= (ids[0].int >> 80) / 1000 <= time.time()
+    assert len({id.int & (2**62 - 1) for id in ids}) == 5000
 
 
 def test_a_stream_may_be_named_like_a_category(store: Store) -> None:
