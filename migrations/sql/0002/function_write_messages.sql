@@ -14,11 +14,11 @@ LANGUAGE plpgsql
 AS $$
 DECLARE
   current_version bigint;
-  number_of_messages bigint := pg_catalog.cardinality(write_messages.ids);
-  number_of_data bigint := CASE pg_catalog.jsonb_typeof(write_messages.data)
+  number_of_messages integer := pg_catalog.cardinality(write_messages.ids);
+  number_of_data integer := CASE pg_catalog.jsonb_typeof(write_messages.data)
     WHEN 'array' THEN pg_catalog.jsonb_array_length(write_messages.data)
   END;
-  number_of_metadata bigint := CASE pg_catalog.jsonb_typeof(write_messages.metadata)
+  number_of_metadata integer := CASE pg_catalog.jsonb_typeof(write_messages.metadata)
     WHEN 'array' THEN pg_catalog.jsonb_array_length(write_messages.metadata)
   END;
   message_ids pg_catalog.uuid[];
@@ -45,7 +45,7 @@ BEGIN
   -- Before the INSERT, which takes global positions from the sequence even when it fails.
   message_ids := write_messages.ids::pg_catalog.uuid[];
 
-  -- In the order of the arrays, which is that of a scan of functions.
+  -- In the order of the arrays: functions that return sets go forward together.
   INSERT INTO message_store.messages (id, stream_name, "position", type, data, metadata)
   SELECT
     new.id,
@@ -54,13 +54,14 @@ BEGIN
     new.type,
     CASE WHEN new.data OPERATOR(pg_catalog.<>) 'null' THEN new.data END,
     CASE WHEN new.metadata OPERATOR(pg_catalog.<>) 'null' THEN new.metadata END
-  FROM
-    ROWS FROM (
-      pg_catalog.unnest(message_ids),
-      pg_catalog.unnest(write_messages.types),
-      pg_catalog.jsonb_array_elements(write_messages.data),
-      pg_catalog.jsonb_array_elements(write_messages.metadata)
-    ) WITH ORDINALITY AS new (id, type, data, metadata, number);
+  FROM (
+    SELECT
+      pg_catalog.unnest(message_ids) AS id,
+      pg_catalog.unnest(write_messages.types) AS type,
+      write_messages.data OPERATOR(pg_catalog.->) pg_catalog.generate_series(0, number_of_messages OPERATOR(pg_catalog.-) 1) AS data,
+      write_messages.metadata OPERATOR(pg_catalog.->) pg_catalog.generate_series(0, number_of_messages OPERATOR(pg_catalog.-) 1) AS metadata,
+      pg_catalog.generate_series(1, number_of_messages) AS number
+  ) AS new;
 
   IF pg_catalog.current_setting('message_store.debug', true) OPERATOR(pg_catalog.=) 'on'
     OR pg_catalog.current_setting('message_store.debug_write', true) OPERATOR(pg_catalog.=) 'on'
