@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
-from uuid import uuid4
 
 from data import DATA, DATA_JSON, METADATA, METADATA_JSON, TYPE, originator
 from database import connect, libpq_url
@@ -17,7 +16,8 @@ from message_db.connection import ConnectionPool  # type: ignore[import-untyped]
 from sqlalchemy import create_engine, make_url
 
 from messagedb_sa import Store
-from messagedb_sa.json_text import JSONCodec, standard_decode
+from messagedb_sa.arguments import new_ids
+from messagedb_sa.json_text import STANDARD, JSONCodec
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Ours:
         self.store = Store(create_engine(url, **engine_options), combine_writes=combine_writes)
         if not msgspec:
             # As where it is not installed.
-            self.store._operations._codec = JSONCodec(self.store.engine.dialect, standard_decode)
+            self.store._operations._codec = JSONCodec(self.store.engine.dialect, STANDARD)
 
     def close(self) -> None:
         self.store.engine.dispose()
@@ -109,7 +109,7 @@ class Floor:
     def write(self, stream: str) -> object:
         return self.run(
             "SELECT message_store.write_message(%s, %s, %s, %s, %s, %s)",
-            str(uuid4()),
+            new_ids(1)[0],
             stream,
             TYPE,
             DATA_JSON,

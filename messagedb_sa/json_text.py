@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 from functools import partial
 from math import isfinite
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Dialect
 
@@ -21,26 +21,51 @@ except ImportError:
     msgspec = None  # type: ignore[assignment]
 
 
-_decoder = json.JSONDecoder()
+class Library(NamedTuple):
+    """``encode`` is strict: text for keys, and only what JSON has. Raises TypeError, ValueError, RecursionError."""
+
+    encode: Callable[[Any], str]
+    decode: Callable[[str], Any]
 
 
-def standard_decode(text: str) -> Any:
+_write = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
+_parser = json.JSONDecoder()
+
+
+def _encode(value: Any) -> str:
+    if not _has_text_keys(value):
+        raise TypeError("keys must be text")
+    return _write(value)
+
+
+def _decode(text: str) -> Any:
     # Without the search for space around it that json.loads makes: PostgreSQL prints none.
-    return _decoder.raw_decode(text)[0]
+    return _parser.raw_decode(text)[0]
 
 
-fastest_decode: Callable[[str], Any] = msgspec.json.decode if msgspec else standard_decode
+def _encode_by_msgspec(value: Any) -> str:
+    # Of other classes it takes more than JSON has, and NaN for null.
+    if _is_plain(value):
+        try:
+            return msgspec.json.encode(value).decode()
+        except (ArithmeticError, ValueError):
+            pass
+    return _encode(value)
+
+
+STANDARD = Library(_encode, _decode)
+FASTEST = Library(_encode_by_msgspec, msgspec.json.decode) if msgspec else STANDARD
 
 
 class JSONCodec:
     """An engine's json_serializer and json_deserializer where they are set; otherwise the standard library's json,
     strict about what PostgreSQL could not store or would store as something else.
 
-    msgspec decodes where it is installed: the same values, in about half the time.
+    Where msgspec is installed it takes the standard library's place: the same values, in about half the time.
     """
 
-    def __init__(self, dialect: Dialect, decode: Callable[[str], Any] = fastest_decode) -> None:
-        self._decode = decode
+    def __init__(self, dialect: Dialect, by: Library = FASTEST) -> None:
+        self._by = by
         self._serializer = getattr(dialect, "_json_serializer", None)
         self._deserializer = getattr(dialect, "_json_deserializer", None)
 
@@ -51,7 +76,7 @@ class JSONCodec:
         if self._serializer:
             return self._encode_as_the_engine_does(argument, value, self._serializer)
         try:
-            encoded = _dumps(value)
+            encoded = _dumps(value, self._by.encode)
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgument(argument, value, _flaw(value) or f"has no JSON form: {error}") from error
         # An escaped backslash before u0000 is no NUL: the value itself has to tell, and where it is.
@@ -64,7 +89,7 @@ class JSONCodec:
         if not self._serializer:
             # One document is encoded several times faster than its parts one by one; those can tell which is flawed.
             try:
-                if not _is_suspect(document := _encode(values)) and _has_text_keys(values):
+                if not _is_suspect(document := self._by.encode(values)):
                     return document
             except (TypeError, ValueError, RecursionError):
                 pass
@@ -104,7 +129,7 @@ class JSONCodec:
 
     def _loads(self, text: str) -> Any:
         try:
-            return self._decode(text)
+            return self._by.decode(text)
         except ValueError:
             # What PostgreSQL keeps may be beyond it: a number of over 4,300 digits, where the interpreter has a limit.
             return json.loads(text, parse_int=lambda digits: int(Decimal(digits)))
@@ -113,7 +138,8 @@ class JSONCodec:
 # Preceded by an even number of backslashes, for an escaped one begins no escape.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
-_PLAIN = frozenset({str, int, float, bool, type(None)})
+_EXACT = frozenset({str, int, bool, type(None)})
+_SCALAR = _EXACT | {float}
 
 # PostgreSQL's numeric has at most 131,072 digits before the point: these many bits.
 _LONGEST_INTEGER = 435_412
@@ -134,18 +160,28 @@ def _is_suspect(encoded: str) -> bool:
     return "\\u0000" in encoded or unstorable(encoded) is not None
 
 
-_encode = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":")).encode
-
-
-def _dumps(value: Any) -> str:
-    if not _has_text_keys(value):
-        raise TypeError("keys must be text")
+def _dumps(value: Any, encode: Callable[[Any], str] = _encode) -> str:
     try:
-        return _encode(value)
+        return encode(value)
     except ValueError:
         if _flaw(value):
             raise
         return _dumps_long_integers(value)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is made of finite values of JSON's own classes, and of no others: what every encoder writes alike."""
+    if value.__class__ is dict:
+        for key in value:
+            if key.__class__ is not str:
+                return False
+        value = value.values()
+    elif value.__class__ is not list and value.__class__ is not tuple:
+        return value.__class__ in _EXACT or (value.__class__ is float and isfinite(value))
+    for item in value:  # noqa: SIM110 - a generator would take twice as long
+        if item.__class__ not in _EXACT and not _is_plain(item):
+            return False
+    return True
 
 
 def _has_text_keys(value: Any) -> bool:
@@ -157,7 +193,7 @@ def _has_text_keys(value: Any) -> bool:
     elif not isinstance(value, (list, tuple)):
         return True
     for item in value:  # noqa: SIM110 - a generator would take twice as long
-        if item.__class__ not in _PLAIN and not _has_text_keys(item):
+        if item.__class__ not in _SCALAR and not _has_text_keys(item):
             return False
     return True
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict
 from collections.abc import Callable
 from datetime import datetime
 from decimal import Decimal
+from enum import IntEnum
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -23,6 +26,8 @@ DIALECT = make_url("postgresql+psycopg2://").get_dialect()()
 def store(each_store: Store) -> Store:
     return each_store
 
+
+BOTH = pytest.mark.parametrize("by", [json_text.STANDARD, json_text.FASTEST], ids=["standard", "msgspec"])
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 # PostgreSQL keeps a number's digits: neither the sign of zero, nor that 1e+16 was a float.
@@ -73,12 +78,12 @@ def test_it_keeps_what_postgresql_keeps(store: Store, value: Any) -> None:
     assert type(message.data) is type(value)
 
 
-@pytest.mark.parametrize("decode", [json_text.standard_decode, json_text.fastest_decode], ids=["standard", "msgspec"])
+@BOTH
 @settings(max_examples=300)
 @given(values=st.lists(st.none() | json_values, min_size=1))
-def test_msgspec_and_the_standard_library_decode_the_same(decode: Callable[[str], Any], values: list[Any]) -> None:
-    assert json_text.fastest_decode is not json_text.standard_decode
-    codec = json_text.JSONCodec(DIALECT, decode)
+def test_msgspec_and_the_standard_library_decode_the_same(by: json_text.Library, values: list[Any]) -> None:
+    assert json_text.FASTEST is not json_text.STANDARD
+    codec = json_text.JSONCodec(DIALECT, by)
     texts = [None if value is None else json.dumps(value) for value in values]
     assert codec.decode(texts) == values
     assert [codec.decode_one(text) for text in texts] == values
@@ -86,15 +91,48 @@ def test_msgspec_and_the_standard_library_decode_the_same(decode: Callable[[str]
         assert type(codec.decode_one(text)) is type(value)
 
 
-@pytest.mark.parametrize("decode", [json_text.standard_decode, json_text.fastest_decode], ids=["standard", "msgspec"])
+class Color(IntEnum):
+    RED = 1
+
+
+class Name(str):
+    __slots__ = ()
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.sampled_from(
+        [Color.RED, Name("n"), Decimal(1), datetime(2026, 1, 1), UUID(int=1), b"x", {1}, object, 10**400]
+    ) | st.just(5000).map(lambda digits: -(10**digits)),
+    lambda inner: st.lists(inner)
+    | st.tuples(inner, inner)
+    | st.dictionaries(st.text() | st.sampled_from([1, None, True, 1.5, Name("n"), Color.RED]), inner)
+    | st.dictionaries(st.text(), inner).map(OrderedDict),
+    max_leaves=8,
+)  # fmt: skip
+
+
+@settings(max_examples=1000)
+@given(value=anything)
+def test_msgspec_and_the_standard_library_encode_and_refuse_the_same(value: Any) -> None:
+    def encoded(by: json_text.Library, in_batch: bool) -> Any:
+        codec = json_text.JSONCodec(DIALECT, by)
+        try:
+            text = codec.encode_all([value], "values[{}]".format) if in_batch else codec.encode("value", value)
+        except InvalidArgument as error:
+            return str(error)
+        return None if text is None else json.loads(text, parse_int=Decimal)
+
+    for in_batch in (False, True):
+        assert encoded(json_text.FASTEST, in_batch) == encoded(json_text.STANDARD, in_batch)
+
+
+@BOTH
 @pytest.mark.parametrize(
     "text", ["1" * 5000, "1e400", "-1e400", "123456789012345678901234567890", "0.1000000000000000055511151231257827"]
 )
-def test_numbers_beyond_what_a_decoder_takes_are_as_the_standard_librarys(
-    decode: Callable[[str], Any], text: str
-) -> None:
+def test_numbers_beyond_what_a_decoder_takes_are_as_the_standard_librarys(by: json_text.Library, text: str) -> None:
     expected = json.loads(text, parse_int=lambda digits: int(Decimal(digits)))
-    codec = json_text.JSONCodec(DIALECT, decode)
+    codec = json_text.JSONCodec(DIALECT, by)
     assert codec.decode_one(text) == expected
     assert codec.decode([text, None, text]) == [expected, None, expected]
 
