@@ -14,6 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from messagedb_sa.driver import switch_to_autocommit
 from messagedb_sa.errors import StoreNotInstalled
+from messagedb_sa.garbage import uncollected
 from messagedb_sa.operations import HAS_OURS, Operation
 
 T = TypeVar("T")
@@ -93,8 +94,15 @@ def _by_sqlalchemy(connection: Connection, statement: Executable, parameters: Ma
     options = None if set_already.keys().isdisjoint(_FETCHED_AT_ONCE) else _FETCHED_AT_ONCE
     result = connection.execute(statement, parameters, execution_options=options)
     # The driver's own tuples: making a Row of each takes as long as fetching them.
-    rows: Sequence[Any] = result.cursor.fetchall()
+    rows = _fetched(result.cursor)
     result.close()
+    return rows
+
+
+def _fetched(cursor: Any) -> Sequence[Any]:
+    # The rows are here already.
+    with uncollected(cursor.rowcount):
+        rows: Sequence[Any] = cursor.fetchall()
     return rows
 
 
@@ -127,7 +135,7 @@ def _by_the_driver(connection: Connection, statement: Executable, parameters: Ma
     cursor = connection.connection.cursor()
     try:
         cursor.execute(sql, both)
-        rows = cursor.fetchall()
+        rows = _fetched(cursor)
     except BaseException as error:  # noqa: BLE001 - as SQLAlchemy does: it raises it again
         connection._handle_dbapi_exception(error, sql, both, cursor, None)
     cursor.close()
