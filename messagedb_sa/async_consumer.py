@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import isawaitable
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from sqlalchemy import Connection
@@ -119,7 +120,8 @@ class _EventLoop:
 
     def call(self, handler: Handler, *arguments: Any) -> None:
         result = handler(*arguments)
-        if isawaitable(result):
+        # What it commonly is, is looked for first: isawaitable() takes as long as the rest of this.
+        if type(result) is CoroutineType or isawaitable(result):
             await_only(result)
 
     @contextmanager
