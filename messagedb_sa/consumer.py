@@ -35,8 +35,8 @@ class Consumer:
     **At least once**, by default: a handler is called with the message. What was handled after the last recorded
     position is handled again after a crash. **Exactly once in effect**, with ``transactional=True``: a handler is
     called with the message and a Connection in a transaction; what it writes there commits together with the position,
-    or not at all. ``transactional=sessionmaker(...)``, or the class Session, gives it a Session of that instead. It
-    must not commit.
+    or not at all; ``record_every`` has several messages in a transaction. ``transactional=sessionmaker(...)``, or the
+    class Session, gives it a Session of that instead. It must not commit.
 
     ``identifier`` tells consumers of one category apart. The position is kept as Eventide's consumers keep it, in the
     stream ``account:position-identifier`` for the category ``account``. Two at the same time with one identifier, and

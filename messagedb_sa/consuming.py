@@ -88,8 +88,9 @@ class ConsumerOptions(TypedDict, total=False):
     ``position``: where to begin, inclusive, where no position is recorded. None: at the start.
 
     ``record_every``, from 1, and ``record_seconds``: after so many messages, or so long after the last time, the
-    position is recorded, whichever comes first. By default 1000 and 5. A transactional consumer does it with each
-    message.
+    position is recorded, whichever comes first. By default 1000 and 5. Of a transactional consumer these messages are
+    one transaction, of up to ``batch_size``; by default each has its own. Where one of several fails, all are taken
+    back, and then handled one by one.
 
     ``batch_size``, from 1: how many messages are read at a time. By default 1000.
 
@@ -104,7 +105,7 @@ class ConsumerOptions(TypedDict, total=False):
     retry: Retrying | None
     on_failure: Literal["stop", "park"]
     position: int | None
-    record_every: int
+    record_every: int | None
     record_seconds: float
     batch_size: int
     poll_seconds: float
@@ -144,6 +145,8 @@ class Lane:
     version: int
     record_by: float
     unrecorded: int = 0
+    # Messages up to there have a transaction each.
+    apart_until: int = 0
     given_up: bool = False
 
     @property
@@ -188,7 +191,7 @@ class Consuming:
         retry: Retrying | None = None,
         on_failure: Literal["stop", "park"] = "stop",
         position: int | None = None,
-        record_every: int = 1000,
+        record_every: int | None = None,
         record_seconds: float = 5.0,
         batch_size: int = 1000,
         poll_seconds: float = 0.1,
@@ -218,7 +221,9 @@ class Consuming:
             raise InvalidArgument("on_failure", on_failure, 'is not "stop" or "park"')
         self._parks = on_failure == "park"
         self._begin = None if position is None else arguments.integer("position", position)
-        self._record_every = arguments.integer("record_every", record_every, minimum=1)
+        together, every = (1, 1000) if record_every is None else (record_every, record_every)
+        self._record_every = arguments.integer("record_every", every, minimum=1)
+        self._hands_over_together = host.transactional and together > 1
         self._record_seconds = arguments.seconds("record_seconds", record_seconds)
         self._batch_size = arguments.integer("batch_size", batch_size, minimum=1)
         self._poll_seconds = arguments.seconds("poll_seconds", poll_seconds)
@@ -448,7 +453,9 @@ class Consuming:
         if lane.given_up or self._stopping:
             return 0
         messages = self._run(lane.page)
-        if messages:
+        if messages and self._hands_over_together:
+            self._hand_over_together(lane, messages)
+        elif messages:
             self._hand_over(lane, messages)
         lane.page = lane.page.at(lane.position + 1)
         return len(messages)
@@ -484,12 +491,60 @@ class Consuming:
                 if lane.given_up:
                     return
 
-    def _in_transaction(self, lane: Lane, handler: Handler, message: Message) -> None:
-        def handle(connection: Connection) -> None:
-            with self._host.joined(connection) as bind:
-                self._call(lane, handler, message, bind)
+    def _hand_over_together(self, lane: Lane, messages: list[Message]) -> None:
+        """In transactions of several messages."""
+        while messages and not (self._stopping or lane.given_up):
+            together = messages[: self._record_every]
+            if messages[0].global_position <= lane.apart_until or self._handler_of(messages[0]) is None:
+                self._hand_over(lane, messages[:1])
+                messages = messages[1:]
+                continue
+            try:
+                done = self._in_one_transaction(lane, together)
+            except _Superseded as superseded:
+                self._go_by_what_is_recorded(lane, superseded.conflict)
+                return
+            except Exception as error:  # noqa: BLE001 - what becomes of it is decided when the message has its own
+                self._raise_if_lost(error)
+                lane.apart_until = together[-1].global_position
+                self._log(logging.WARNING, f"takes back a transaction, and gives each message its own: {error!r}", lane)
+                continue
+            messages = messages[done:]
+            if monotonic() >= self._due:
+                self._keep_up()
 
-        self._commit_with_position(lane, message, handle)
+    def _in_one_transaction(self, lane: Lane, messages: list[Message]) -> int:
+        """How many of them it took, at least one: it ends early where something else is due."""
+        done = handled = 0
+        until = min(self._share_at, monotonic() + self._record_seconds)
+
+        def handle(connection: Connection) -> int:
+            nonlocal done, handled
+            for message in messages:
+                handler = self._handler_of(message)
+                if handler is not None:
+                    self._call_joined(lane, handler, message, connection)
+                    handled += 1
+                done += 1
+                if self._stopping or monotonic() >= until:
+                    break
+            return messages[done - 1].global_position
+
+        self._commit_with_position(lane, handle)
+        lane.position = lane.recorded
+        self._handled += handled
+        return done
+
+    def _in_transaction(self, lane: Lane, handler: Handler, message: Message) -> None:
+        def handle(connection: Connection) -> int:
+            self._call_joined(lane, handler, message, connection)
+            return message.global_position
+
+        self._commit_with_position(lane, handle)
+
+    def _call_joined(self, lane: Lane, handler: Handler, message: Message, connection: Connection) -> None:
+        with self._host.joined(connection) as bind:
+            self._call(lane, handler, message, bind)
 
     def _call(self, lane: Lane, handler: Handler, message: Message, *bind: Any) -> None:
         if self._tracing is None:
@@ -499,18 +554,20 @@ class Consuming:
         with self._tracing.handling(message, category=self._category, identifier=self._identifier, group_member=member):
             self._host.call(handler, self._types._decoded(message), *bind)
 
-    def _commit_with_position(self, lane: Lane, message: Message, work: Callable[[Connection], None]) -> None:
+    def _commit_with_position(self, lane: Lane, work: Callable[[Connection], int]) -> None:
+        """What ``work`` does, and the position that it returns."""
         with self._host.engine.connect() as connection:
             try:
                 with connection.begin():
-                    work(connection)
-                    operation = self._recording(self._joined_operations, lane, message.global_position)
+                    position = work(connection)
+                    operation = self._recording(self._joined_operations, lane, position)
                     version = self._unless_superseded(lane, lambda: run_joined(connection, operation))
             except Exception as error:
                 if connection.invalidated:
                     raise _Lost(error) from error
                 raise
-        lane.recorded, lane.version, lane.unrecorded = message.global_position, version, 0
+        lane.recorded, lane.version, lane.unrecorded = position, version, 0
+        lane.record_by = monotonic() + self._record_seconds
 
     # Failures
 
@@ -592,7 +649,12 @@ class Consuming:
         )
         if self._host.transactional:
             parking = self._joined_operations.write(*parameters)
-            self._commit_with_position(lane, message, lambda connection: _discard(run_joined(connection, parking)))
+
+            def park(connection: Connection) -> int:
+                run_joined(connection, parking)
+                return message.global_position
+
+            self._commit_with_position(lane, park)
             return
         try:
             self._run(self._operations.write(*parameters))
@@ -695,6 +757,11 @@ class Consuming:
     def _looks_at_streams(self) -> bool:
         return self._category == ALL or self._without_id == "refuse"
 
+    def _handler_of(self, message: Message) -> Handler | None:
+        if self._pass_over is not None and self._pass_over(message):
+            return None
+        return self._find(message.type)
+
     def _is_passed_over(self, message: Message) -> bool:
         if self._category == ALL:
             # Recording a position would otherwise be a reason to record one.
@@ -736,10 +803,6 @@ def session_factory(transactional: object, maker: type, session: type) -> Any:
     if isinstance(transactional, maker) or (isinstance(transactional, type) and issubclass(transactional, session)):
         return transactional
     raise InvalidArgument("transactional", transactional, f"is no bool, {maker.__name__} or {session.__name__} class")
-
-
-def _discard(_: object) -> None:
-    pass
 
 
 def _recorded_in(message: Message) -> int:

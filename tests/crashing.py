@@ -1,7 +1,7 @@
 """A program for test_crashes: consumers in processes of their own, which it kills at random points.
 
-``crashing.py URL HOW KILLS SEED``: one consumer at a time, HOW is plainly, transactional or asynchronously; or HOW is
-slots, and there are four processes at a time.
+``crashing.py URL HOW KILLS SEED``: one consumer at a time, HOW is plainly, asynchronously, transactional, or together
+for transactions of several messages; or HOW is slots, and there are four processes at a time.
 """
 
 from __future__ import annotations
@@ -41,12 +41,17 @@ def plainly(url: str) -> None:
     ).run()
 
 
-def transactional(url: str) -> None:
+def transactional(url: str, record_every: int | None = None) -> None:
     def handle(message: Message, connection: Connection) -> None:
         connection.execute(HANDLED, facts(message))
         Store(connection).write(f"answer-{message.stream_id}", "Answered", {"to": message.id})
 
-    Consumer(Store(create_engine(url)), "account", handle, "crashing", transactional=True).run()
+    store = Store(create_engine(url))
+    Consumer(store, "account", handle, "crashing", transactional=True, record_every=record_every).run()
+
+
+def together(url: str) -> None:
+    transactional(url, record_every=7)
 
 
 def asynchronously(url: str) -> None:
@@ -95,9 +100,7 @@ def ended(pid: int, by: int) -> None:
 
 def main(url: str, how: str, kills: int, seed: int) -> None:
     chance = random.Random(seed)
-    consume = {"plainly": plainly, "transactional": transactional, "asynchronously": asynchronously, "slots": slots}[
-        how
-    ]
+    consume = {each.__name__: each for each in (plainly, asynchronously, transactional, together, slots)}[how]
     if how != "slots":
         for _ in range(kills):
             pid = started(consume, url)

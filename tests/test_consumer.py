@@ -579,8 +579,100 @@ def test_retries_and_parking_are_in_transactions_too(store: Store, tables: None)
     assert positions(store, "account:position-mailer") == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("transactional", [True, Session, sessionmaker()])
+def test_several_messages_can_share_a_transaction(store: Store, tables: None, transactional: Any) -> None:
+    write(store, 10)
+    seen: list[int | None] = []
+
+    def handle(message: Message, bind: Any) -> None:
+        bind.execute(insert(orders).values(number=message.data["n"]))
+        Store(bind).write("order-1", "Placed", {"n": message.data["n"]})
+        seen.append(store.stream_version("order-1"))
+
+    consumer = Consumer(store, "account", handle, "mailer", transactional=transactional, record_every=4)
+    assert consumer.run_until_caught_up() == 10
+    assert order_numbers(store) == numbers(store.read("order-1")) == list(range(10))
+    assert positions(store, "account:position-mailer") == [4, 8, 10]
+    assert seen == [None] * 4 + [3] * 4 + [7] * 2
+
+
+def test_of_several_in_a_transaction_the_one_that_fails_is_found_and_the_others_are_handled_once(
+    store: Store, tables: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(store, 12)
+    failing = Failing(at=5)
+
+    def handle(message: Message, connection: Connection) -> None:
+        connection.execute(insert(orders).values(number=message.data["n"]))
+        failing(message)
+
+    def consume(**options: Any) -> None:
+        Consumer(
+            store, "account", handle, "mailer", transactional=True, record_every=4, **options
+        ).run_until_caught_up()
+
+    with pytest.raises(HandlerFailed, match="global position 6"):
+        consume()
+    assert "takes back a transaction, and gives each message its own: ValueError('no 5')" in caplog.text
+    assert order_numbers(store) == [0, 1, 2, 3, 4]
+    assert positions(store, "account:position-mailer") == [4, 5]
+    consume(on_failure="park")
+    assert order_numbers(store) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert numbers(store.read("account:dead-mailer")) == [5]
+    assert positions(store, "account:position-mailer") == [4, 5, 6, 7, 8, 9, 12]
+    assert failing.numbers == [0, 1, 2, 3, 4, 5, 4, 5, 5, 5, *range(6, 12)]
+
+
+def test_a_stop_commits_what_was_handled_of_a_transaction(store: Store, tables: None) -> None:
+    write(store, 10)
+
+    def handle(message: Message, connection: Connection) -> None:
+        connection.execute(insert(orders).values(number=message.data["n"]))
+        if message.data["n"] == 2:
+            consumer.stop()
+
+    consumer = Consumer(store, "account", handle, "mailer", transactional=True, record_every=100)
+    consumer.run()
+    assert order_numbers(store) == [0, 1, 2]
+    assert positions(store, "account:position-mailer") == [3]
+
+
+def test_a_transaction_ends_after_so_many_seconds(store: Store, tables: None) -> None:
+    write(store, 3)
+
+    def handle(message: Message, connection: Connection) -> None:
+        connection.execute(insert(orders).values(number=message.data["n"]))
+
+    options: dict[str, Any] = {"record_every": 100, "record_seconds": 0}
+    Consumer(store, "account", handle, "mailer", transactional=True, **options).run_until_caught_up()
+    assert positions(store, "account:position-mailer") == [1, 2, 3]
+
+
+def test_messages_without_a_handler_make_no_transaction(store: Store, tables: None) -> None:
+    write(store, 10)
+    store.write("account-1", "Even", {"n": 10})
+    store.write("account-1", "Unknown", {"n": 11})
+
+    def handle(message: Message, connection: Connection) -> None:
+        connection.execute(insert(orders).values(number=message.data["n"]))
+
+    for category in ("account", "$all"):
+        consumer = Consumer(store, category, {"Even": handle}, "mailer", transactional=True, record_every=5)
+        assert consumer.run_until_caught_up() == 6
+        assert order_numbers(store) == [0, 2, 4, 6, 8, 10]
+        # From 1 to 5, past 6, from 7 to 11, and past 12.
+        assert positions(store, f"{category}:position-mailer")[:2] == [5, 11]
+        # Its own positions are no news to a consumer of $all.
+        before = len(store.read(f"{category}:position-mailer"))
+        assert consumer.run_until_caught_up() == 0
+        assert len(store.read(f"{category}:position-mailer")) == before
+        with store.engine.begin() as connection:
+            connection.execute(orders.delete())
+
+
+@pytest.mark.parametrize("record_every", [None, 7])
 def test_of_two_transactional_consumers_with_one_identifier_each_message_is_handled_by_one(
-    store: Store, tables: None
+    store: Store, tables: None, record_every: int | None
 ) -> None:
     write(store, 200)
     conflicts: list[PositionConflict] = []
@@ -591,7 +683,9 @@ def test_of_two_transactional_consumers_with_one_identifier_each_message_is_hand
     def run() -> None:
         while True:
             try:
-                Consumer(store, "account", handle, "mailer", transactional=True).run_until_caught_up()
+                Consumer(
+                    store, "account", handle, "mailer", transactional=True, record_every=record_every
+                ).run_until_caught_up()
             except PositionConflict as conflict:
                 conflicts.append(conflict)
             else:

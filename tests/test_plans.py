@@ -115,7 +115,9 @@ def test_a_reader_at_the_end_of_its_category_does_not_meet_what_others_wrote_aft
 ) -> None:
     """Though nearly all messages are of its category, so that going by global position looks as good to PostgreSQL."""
     others = text(FILL.replace("account", "invoice").replace("0, 39999", "40000, 40999"))
-    for url in filled(messagedb_server_url, text("DELETE FROM message_store.messages WHERE stream_name LIKE 'order-%'")):
+    for url in filled(
+        messagedb_server_url, text("DELETE FROM message_store.messages WHERE stream_name LIKE 'order-%'")
+    ):
         with create_engine(url, poolclass=NullPool).begin() as connection:
             connection.execute(text("ANALYZE message_store.messages"))
             connection.execute(others)
