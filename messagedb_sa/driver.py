@@ -30,6 +30,9 @@ def switch_to_autocommit(connection: Any) -> Callable[[], None] | None:
         loses = connection.readonly or connection.driver_connection.is_in_transaction()
     if loses:
         return None
+    if connection.autocommit:
+        # It stays as it is: psycopg2 sends its isolation level to the server where it is set in this mode.
+        return _nothing
     # psycopg2 resets the isolation level on the server, at a round trip, when it leaves autocommit mode with one set.
     level = connection.isolation_level if is_psycopg2 else None
     before = connection.autocommit
@@ -43,6 +46,10 @@ def switch_to_autocommit(connection: Any) -> Callable[[], None] | None:
             connection.isolation_level = level
 
     return back
+
+
+def _nothing() -> None:
+    pass
 
 
 def lost_connection(error: DBAPIError) -> bool:
