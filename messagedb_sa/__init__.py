@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from messagedb_sa.async_consumer import AsyncConsumer
     from messagedb_sa.async_store import AsyncStore
     from messagedb_sa.consumer import Consumer
+    from messagedb_sa.consuming import ConsumerOptions
     from messagedb_sa.errors import (
         CannotSettle,
         ConditionNotActivated,
@@ -36,6 +37,7 @@ else:
         "CannotSettle": "errors",
         "ConditionNotActivated": "errors",
         "Consumer": "consumer",
+        "ConsumerOptions": "consuming",
         "ConsumerStatus": "monitoring",
         "DuplicateMessageId": "errors",
         "GroupChanged": "errors",
@@ -73,6 +75,7 @@ __all__ = [
     "CannotSettle",
     "ConditionNotActivated",
     "Consumer",
+    "ConsumerOptions",
     "ConsumerStatus",
     "DuplicateMessageId",
     "GroupChanged",

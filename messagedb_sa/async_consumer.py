@@ -82,7 +82,9 @@ class AsyncConsumer:
         **options: Unpack[ConsumerOptions],
     ) -> None:
         if not isinstance(store, AsyncStore) or store._operations.joined:
-            raise InvalidArgument("store", store, "is no AsyncStore on an AsyncEngine")
+            raise InvalidArgument(
+                "store", store, "is no AsyncStore on an AsyncEngine, as it has to be: a consumer commits by itself"
+            )
         self._consuming = Consuming(_EventLoop(store, transactional), category, handlers, identifier, **options)
 
     async def run(self, *, handle_signals: bool = True) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 from sqlalchemy import Connection
@@ -18,7 +19,7 @@ from messagedb_sa.waiting import Waiting
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["Consumer", "ConsumerOptions"]
+__all__ = ["Consumer"]
 
 _Plain: TypeAlias = "Callable[[Message], object]"
 _OnConnection: TypeAlias = "Callable[[Message, Connection], object]"
@@ -94,7 +95,9 @@ class Consumer:
         **options: Unpack[ConsumerOptions],
     ) -> None:
         if not isinstance(store, Store) or store._operations.joined:
-            raise InvalidArgument("store", store, "is no Store on an Engine")
+            raise InvalidArgument(
+                "store", store, "is no Store on an Engine, as it has to be: a consumer commits by itself"
+            )
         self._consuming = Consuming(_Threads(store, transactional), category, handlers, identifier, **options)
 
     def run(self, *, handle_signals: bool = True) -> None:
@@ -149,7 +152,10 @@ class _Threads:
             waiting.wake()
 
     def call(self, handler: Handler, *arguments: Any) -> None:
-        handler(*arguments)
+        result = handler(*arguments)
+        if type(result) is CoroutineType:
+            result.close()
+            raise TypeError("the handler returned a coroutine, which only AsyncConsumer awaits")
 
     @contextmanager
     def joined(self, connection: Connection) -> Iterator[Any]:

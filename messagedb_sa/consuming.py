@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 import random
-import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from math import inf
-from threading import Lock, current_thread, main_thread
+from threading import Lock
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar
 from uuid import UUID, uuid5
@@ -42,6 +41,7 @@ from messagedb_sa.message import Message
 from messagedb_sa.message_types import MessageTypes
 from messagedb_sa.operations import ALL, HAS_NOTIFY, NO_STREAM, SETTLE_SECONDS, Operation, Operations, Page
 from messagedb_sa.positions import Place
+from messagedb_sa.signals import stopping as stopped_by_signals
 from messagedb_sa.slots import Slots
 from messagedb_sa.waiting import listen
 
@@ -58,8 +58,9 @@ logger = logging.getLogger("messagedb_sa.consumer")
 _SHARE_SECONDS = 1.0
 # How often one that is woken by notifications looks all the same.
 _NOTIFIED_POLL_SECONDS = 5.0
-# Between attempts to connect again.
+# Between attempts to connect again, and between two warnings of that.
 _RECONNECT_SECONDS = (0.1, 10.0)
+_TELL_SECONDS = 60.0
 
 _PING: Operation[Any] = Operation(select(literal_column("1")), {}, list)
 
@@ -85,7 +86,10 @@ class ConsumerOptions(TypedDict, total=False):
     stream ``account:dead-identifier``, type and data as they are, with the error and where it came from in the
     metadata, and goes on.
 
-    ``position``: where to begin, inclusive, where no position is recorded. None: at the start.
+    ``position``: where to begin, inclusive, where no position is recorded; "end" is after the last message that there
+    is. It is recorded at once, so that it counts for good. None: at the start.
+
+    ``correlation``: a category. Only messages whose metadata's correlationStreamName is in it are read.
 
     ``record_every``, from 1, and ``record_seconds``: after so many messages, or so long after the last time, the
     position is recorded, whichever comes first. By default 1000 and 5. Of a transactional consumer these messages are
@@ -104,7 +108,8 @@ class ConsumerOptions(TypedDict, total=False):
     streams_without_id: int | Literal["refuse", "skip"]
     retry: Retrying | None
     on_failure: Literal["stop", "park"]
-    position: int | None
+    position: int | Literal["end"] | None
+    correlation: str | None
     record_every: int | None
     record_seconds: float
     batch_size: int
@@ -174,6 +179,10 @@ class _Stopped(BaseException):
     """Asked to stop while a message waited to be tried again."""
 
 
+class _GivenUp(BaseException):
+    """The slot went to another process while a message of it waited to be tried again."""
+
+
 class Consuming:
     """The arguments are those of Consumer, checked here."""
 
@@ -190,7 +199,8 @@ class Consuming:
         streams_without_id: int | Literal["refuse", "skip"] = "refuse",
         retry: Retrying | None = None,
         on_failure: Literal["stop", "park"] = "stop",
-        position: int | None = None,
+        position: int | Literal["end"] | None = None,
+        correlation: str | None = None,
         record_every: int | None = None,
         record_seconds: float = 5.0,
         batch_size: int = 1000,
@@ -220,10 +230,16 @@ class Consuming:
         if on_failure not in ("stop", "park"):
             raise InvalidArgument("on_failure", on_failure, 'is not "stop" or "park"')
         self._parks = on_failure == "park"
-        self._begin = None if position is None else arguments.integer("position", position)
+        self._begin = position
+        if position is not None and position != "end":
+            # The first global position is 1.
+            self._begin = max(1, arguments.integer("position", position, minimum=0))
         together, every = (1, 1000) if record_every is None else (record_every, record_every)
         self._record_every = arguments.integer("record_every", every, minimum=1)
         self._hands_over_together = host.transactional and together > 1
+        self._correlation = None if correlation is None else arguments.category("correlation", correlation)
+        if correlation is not None and category == ALL:
+            raise InvalidArgument("correlation", correlation, f"is for a category, not for {ALL}")
         self._record_seconds = arguments.seconds("record_seconds", record_seconds)
         self._batch_size = arguments.integer("batch_size", batch_size, minimum=1)
         self._poll_seconds = arguments.seconds("poll_seconds", poll_seconds)
@@ -241,6 +257,7 @@ class Consuming:
         self._due = inf
         self._share_at = inf
         self._handled = 0
+        self._bar: Any = None
         self._pass_over = self._is_passed_over if self._looks_at_streams() else None
         self._attempt = self._in_transaction if host.transactional else self._call
 
@@ -251,15 +268,23 @@ class Consuming:
     def run(self, *, until_caught_up: bool = False, progress: bool | None = False, handle_signals: bool = True) -> int:
         if not self._running.acquire(blocking=False):
             raise RuntimeError("this consumer is running already")
-        self._handled = 0
-        bar = None
         try:
-            bar = _progress_bar(progress, self._name)
-            with self._host.waiting(), _stopped_by_signals(self) if handle_signals else nullcontext():
+            with stopped_by_signals(self.stop, pass_on=until_caught_up) if handle_signals else nullcontext():
+                self._run_to_the_end(until_caught_up, progress)
+        finally:
+            self._stopping = False
+            self._running.release()
+        return self._handled
+
+    def _run_to_the_end(self, until_caught_up: bool, progress: bool | None) -> None:
+        self._handled = 0
+        try:
+            self._bar = _progress_bar(progress, self._name)
+            with self._host.waiting():
                 self._start()
                 while True:
                     try:
-                        self._consume(until_caught_up, bar)
+                        self._consume(until_caught_up)
                         break
                     except _Lost as lost:
                         self._connect_again(lost.error)
@@ -271,17 +296,24 @@ class Consuming:
         except _Lost as lost:
             raise lost.error from None
         finally:
-            if bar is not None:
-                bar.close()
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
             if self._slots is not None:
                 with suppress(Exception, _Lost):
                     self._slots.leave()
             self._disconnect()
-            self._log(logging.INFO, "stopped", handled=self._handled)
             self._lanes = []
-            self._stopping = False
-            self._running.release()
-        return self._handled
+            self._log_the_end()
+
+    def _log_the_end(self) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, Exception):
+            # A handler's failure was logged with what it was about.
+            level = logging.INFO if isinstance(error, HandlerFailed) else logging.ERROR
+            self._log(level, f"stopped by {_first_line(error)}", handled=self._handled)
+        else:
+            self._log(logging.INFO, "stopped", handled=self._handled)
 
     # Connecting
 
@@ -322,8 +354,10 @@ class Consuming:
                 driver.close()
 
     def _connect_again(self, lost: BaseException) -> None:
-        self._log(logging.WARNING, f"lost the connection, connecting again: {lost}")
+        self._log(logging.WARNING, f"lost the connection, connecting again: {_first_line(lost)}")
         pause, longest = _RECONNECT_SECONDS
+        began = monotonic()
+        tell_at = began + _TELL_SECONDS
         while not self._stopping:
             self._disconnect()
             self._slots = None
@@ -333,6 +367,10 @@ class Consuming:
                 raise
             except (Exception, _Lost) as error:  # noqa: BLE001 - drivers differ in what a failed connection is
                 logger.debug("no connection yet: %s", error)
+                if monotonic() >= tell_at:
+                    tell_at = monotonic() + _TELL_SECONDS
+                    text = f"has no connection since {monotonic() - began:.0f} s: {_first_line(error)}"
+                    self._log(logging.WARNING, text)
             else:
                 self._log(logging.INFO, "connected again")
                 return
@@ -372,6 +410,11 @@ class Consuming:
             version,
             monotonic() + self._record_seconds,
         )
+        if last is None and self._begin is not None:
+            try:
+                self._record(lane)
+            except _Superseded as superseded:
+                raise superseded.conflict from superseded.__cause__
         self._log(logging.INFO, "reads on", lane, global_position=position + 1)
         return lane
 
@@ -381,20 +424,29 @@ class Consuming:
         size = self._size
         if member is not None and self._without_id in ("refuse", member):
             return self._operations.read_member_and_stream_without_id(
-                self._category, position, self._batch_size, member, size or 0
+                self._category, position, self._batch_size, member, size or 0, self._correlation
             )
-        return self._operations.read_category(self._category, position, self._batch_size, member, size, None, None)
+        return self._operations.read_category(
+            self._category, position, self._batch_size, member, size, self._correlation, None
+        )
 
     def _first_position(self) -> int:
+        if self._begin == "end":
+            return self._run(self._operations.category_end(self._category)) + 1
         if self._begin is not None:
             return self._begin
         others = {
-            positions.position_stream(self._category, place): recorded.position or 0
+            place: recorded.position
             for place, recorded in self._run(monitoring.recorded(self._category)).items()
             if place.identifier == self._identifier and place.group_size != self._size
         }
         if others:
-            raise GroupChanged(sorted(others), min(others.values()))
+            after = [position or 0 for position in others.values()]
+            waiting = self._run(monitoring.waiting(self._category, [*others], after))
+            firsts = [each.first for each in waiting if each.first is not None]
+            found = [place for place, position in others.items() if position is not None]
+            streams = sorted(positions.position_stream(self._category, place) for place in found)
+            raise GroupChanged(streams, min(firsts) if firsts else max(after) + 1)
         return 1
 
     def _share(self) -> bool:
@@ -423,18 +475,15 @@ class Consuming:
 
     # Reading and handling
 
-    def _consume(self, until_caught_up: bool, bar: Any) -> None:
+    def _consume(self, until_caught_up: bool) -> None:
         try:
             self._keep_up()
-            if bar is not None:
-                bar.total = bar.n + self._count_waiting()
-                bar.refresh()
+            if self._bar is not None:
+                self._bar.total = self._bar.n + self._count_waiting()
+                self._bar.refresh()
             while not self._stopping:
                 self._keep_up()
-                read = sum([self._read_on(lane) for lane in self._lanes])
-                if bar is not None:
-                    bar.update(read)
-                if read:
+                if sum([self._read_on(lane) for lane in self._lanes]):
                     continue
                 if until_caught_up:
                     break
@@ -466,12 +515,15 @@ class Consuming:
 
     def _hand_over(self, lane: Lane, messages: list[Message]) -> None:
         find, attempt, pass_over, record_every = self._find, self._attempt, self._pass_over, self._record_every
+        bar = self._bar
         self._due = min(self._due, lane.record_by)
         for message in messages:
             if self._stopping:
                 return
             if pass_over is not None and pass_over(message):
                 self._move(lane, message)
+                if bar is not None:
+                    bar.update()
                 continue
             handler = find(message.type)
             if handler is not None:
@@ -483,9 +535,13 @@ class Consuming:
                 except _Superseded as superseded:
                     self._go_by_what_is_recorded(lane, superseded.conflict)
                     return
+                except _GivenUp:
+                    return
                 self._handled += 1
             lane.position = message.global_position
             lane.unrecorded += 1
+            if bar is not None:
+                bar.update()
             if lane.unrecorded >= record_every or monotonic() >= self._due:
                 self._keep_up()
                 if lane.given_up:
@@ -533,6 +589,8 @@ class Consuming:
         self._commit_with_position(lane, handle)
         lane.position = lane.recorded
         self._handled += handled
+        if self._bar is not None:
+            self._bar.update(done)
         return done
 
     def _in_transaction(self, lane: Lane, handler: Handler, message: Message) -> None:
@@ -598,31 +656,39 @@ class Consuming:
             at = at.__cause__ or at.__context__
 
     def _try_again(self, lane: Lane, handler: Handler, message: Message, error: Exception) -> None:
-        failed: list[Exception] = [error]
+        # The first attempt was made: it counts as one.
+        failed: list[Exception] = []
 
         def attempt() -> None:
-            # The first attempt was made: it counts as one.
-            if failed:
-                raise failed.pop()
             try:
+                if not failed:
+                    raise error
                 self._attempt(lane, handler, message)
             except Exception as again:
-                self._raise_if_lost(again)
+                failed.append(again)
+                if again is not error:
+                    self._raise_if_lost(again)
                 raise
 
         def pause(seconds: float) -> None:
-            self._log(logging.WARNING, f"tries again in {seconds:.1f} s", lane, message, exc_info=error)
-            self._pause(seconds)
+            text = f"failed {len(failed)} times" if len(failed) > 1 else "failed"
+            self._log(logging.WARNING, f"{text}, tries again in {seconds:.1f} s", lane, message, exc_info=failed[-1])
+            self._pause(seconds, lane)
 
         self._retry.copy(sleep=pause, reraise=True)(attempt)
 
-    def _pause(self, seconds: float) -> None:
+    def _pause(self, seconds: float, lane: Lane) -> None:
+        """What is due to other lanes is done meanwhile; and this one may be given up."""
         until = monotonic() + seconds
         while not self._stopping:
-            left = until - monotonic()
-            if left <= 0:
+            if lane.given_up:
+                raise _GivenUp
+            now = monotonic()
+            if now >= until:
                 return
-            self._host.wait(left, None)
+            self._host.wait(min(until, self._due) - now, None)
+            if monotonic() >= self._due:
+                self._keep_up()
         raise _Stopped
 
     def _park(self, lane: Lane, message: Message, error: Exception) -> None:
@@ -698,6 +764,8 @@ class Consuming:
 
     def _go_by_what_is_recorded(self, lane: Lane, conflict: PositionConflict) -> None:
         if not self._shares:
+            # It records no more.
+            self._drop(lane)
             raise conflict
         # The slot is ours, as its lock tells: somebody who had lost it without knowing went on.
         self._log(logging.WARNING, f"goes by what another consumer recorded: {conflict}", lane)
@@ -764,8 +832,10 @@ class Consuming:
 
     def _is_passed_over(self, message: Message) -> bool:
         if self._category == ALL:
-            # Recording a position would otherwise be a reason to record one.
-            return message.type == positions.RECORDED and positions.holds_positions(message.category)
+            # Recording a position would otherwise be a reason to record one, and parking a message to park it again.
+            if positions.holds_positions(message.category):
+                return message.type == positions.RECORDED
+            return positions.holds_dead(message.category)
         if names.is_category(message.stream_name):
             raise StreamWithoutId(message)
         return False
@@ -794,6 +864,12 @@ class Consuming:
             }
         shown = ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None)
         logger.log(level, "consumer %s (%s)", text, shown, extra=fields, exc_info=exc_info)
+
+
+def _first_line(error: BaseException) -> str:
+    """Without the statement and the parameters that SQLAlchemy adds."""
+    shown = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return f"{type(error).__name__}: {str(shown).strip().partition(chr(10))[0]}"
 
 
 def session_factory(transactional: object, maker: type, session: type) -> Any:
@@ -860,35 +936,15 @@ def _progress_bar(wanted: bool | None, name: str) -> Any:
         if wanted is None:
             return None
         raise InvalidArgument("progress", wanted, 'needs tqdm: pip install "messagedb-sa[progress]"') from None
-    return tqdm(desc=name, unit="message", dynamic_ncols=True)
+    return tqdm(desc=name, unit=" messages", dynamic_ncols=True)
 
 
 def _retrying(retry: Any) -> Any:
-    if retry is not None and not (hasattr(retry, "copy") and callable(retry)):
-        raise InvalidArgument("retry", retry, "is no tenacity.Retrying")
+    if retry is None:
+        return None
+    # Whoever has one has imported it.
+    tenacity = sys.modules.get("tenacity")
+    if tenacity is None or not isinstance(retry, tenacity.Retrying):
+        # An AsyncRetrying would return at once, as if all was well.
+        raise InvalidArgument("retry", retry, "is no tenacity.Retrying, which is for asynchronous consumers too")
     return retry
-
-
-@contextmanager
-def _stopped_by_signals(consuming: Consuming) -> Iterator[None]:
-    """The first SIGINT or SIGTERM stops it; the next ones do what they did before. What is ignored stays ignored."""
-    if current_thread() is not main_thread():
-        yield
-        return
-    before: dict[signal.Signals, Any] = {}
-
-    def restore() -> None:
-        while before:
-            signal.signal(*before.popitem())
-
-    def stop(number: int, _: object) -> None:
-        restore()
-        consuming.stop()
-
-    for each in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(each) not in (signal.SIG_IGN, None):
-            before[each] = signal.signal(each, stop)
-    try:
-        yield
-    finally:
-        restore()

@@ -140,10 +140,12 @@ class HandlerFailed(MessageDBError):
 
     def __str__(self) -> str:
         m = self.message
-        return (
+        where = (
             f"the handler of {m.type} failed at global position {m.global_position}: "
             f"stream {m.stream_name!r}, position {m.position}"
         )
+        cause = self.__cause__
+        return where if cause is None else f"{where}: {type(cause).__name__}: {cause}"
 
 
 class PositionConflict(MessageDBError):
@@ -187,8 +189,8 @@ class StreamWithoutId(MessageDBError):
 class GroupChanged(MessageDBError):
     """A consumer has no position, but there are some of its identifier by which it is shared among another number.
 
-    To begin at the start would handle again what was handled. ``stream_names`` are those of these positions; the lowest
-    of them is ``position``, 0 where one is missing: up to there all was handled.
+    To begin at the start would handle again what was handled. ``stream_names`` are those of these positions. Before
+    ``position`` there is none that they have not handled; from there on some of them may have.
     """
 
     def __init__(self, stream_names: list[str], position: int) -> None:
@@ -198,9 +200,9 @@ class GroupChanged(MessageDBError):
 
     def __str__(self) -> str:
         return (
-            f"this consumer has no position yet, but as a group of another size it has: {', '.join(self.stream_names)}."
-            f" Pass position={self.position + 1} to go on after what all of these have handled, or position=0 to begin "
-            "at the start"
+            "this consumer has no position yet, but by another number of slots or members, or none, it has: "
+            f"{', '.join(self.stream_names)}. Pass position={self.position} to go on from the first message that one "
+            "of these has not handled, or position=0 to begin at the start"
         )
 
 

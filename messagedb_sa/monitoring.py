@@ -54,7 +54,10 @@ class ConsumerStatus(NamedTuple):
 
 
 class Waiting(NamedTuple):
+    """The number of messages, and the global position and time of the first, None where there is none."""
+
     lag: int
+    first: int | None
     since: datetime | None
 
 
@@ -105,8 +108,8 @@ def _by_place(rows: Sequence[Any]) -> dict[Place, Recorded]:
 
 def _counts(rows: Sequence[Any]) -> list[Waiting]:
     return [
-        Waiting(count, None if since is None else since.replace(tzinfo=timezone.utc))
-        for _, count, since in sorted(rows)
+        Waiting(count, first, None if since is None else since.replace(tzinfo=timezone.utc))
+        for _, count, first, since in sorted(rows)
     ]
 
 
@@ -134,7 +137,11 @@ def _waiting(which: ColumnElement[bool]) -> Executable:
     arrays: dict[str, Any] = {name: bindparam(name, type_=ARRAY(BigInteger())) for name in names}
     places = unnested("places", **arrays)
     after = (
-        select(func.count().label("count"), func.min(messages.c.time).label("since"))
+        select(
+            func.count().label("count"),
+            func.min(messages.c.global_position).label("first"),
+            func.min(messages.c.time).label("since"),
+        )
         .where(
             which,
             messages.c.global_position > places.c.positions,
@@ -145,13 +152,16 @@ def _waiting(which: ColumnElement[bool]) -> Executable:
         )
         .lateral()
     )
-    return select(places.c.number, after.c.count, after.c.since).select_from(places.join(after, true()))
+    counted = select(places.c.number, after.c.count, after.c.first, after.c.since)
+    return counted.select_from(places.join(after, true()))
 
 
-_is_position = and_(
-    messages.c.type == literal_column(f"'{positions.RECORDED}'"),
-    literal_column("'position'") == func.any(func.string_to_array(func.substring(_category, ":(.*)"), "+")),
+# As a consumer of $all does.
+_types = func.string_to_array(func.substring(_category, ":(.*)"), "+")
+_passed_over = case(
+    (literal_column("'position'") == func.any(_types), messages.c.type == literal_column(f"'{positions.RECORDED}'")),
+    else_=literal_column("'dead'") == func.any(_types),
 )
 _RECORDED = _recorded()
 _WAITING = _waiting(_category == bindparam("category", type_=String()))
-_WAITING_OF_ALL = _waiting(not_(func.coalesce(_is_position, false())))
+_WAITING_OF_ALL = _waiting(not_(func.coalesce(_passed_over, false())))

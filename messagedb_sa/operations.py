@@ -41,6 +41,7 @@ from sqlalchemy import (
     func,
     literal_column,
     null,
+    or_,
     select,
     text,
     true,
@@ -459,11 +460,17 @@ class Operations:
         return Page(_READ_CATEGORY, parameters, self._messages, by="global_position")
 
     def read_member_and_stream_without_id(
-        self, category_name: str, position: int, no_of_messages: int, group_member: int, group_size: int
+        self,
+        category_name: str,
+        position: int,
+        no_of_messages: int,
+        group_member: int,
+        group_size: int,
+        correlation: str | None,
     ) -> Page:
         """What a member of a consumer group reads, and what none of them does: the stream that is named as the
         category."""
-        page = self.read_category(category_name, position, no_of_messages, group_member, group_size, None, None)
+        page = self.read_category(category_name, position, no_of_messages, group_member, group_size, correlation, None)
         return replace(page, statement=_READ_MEMBER_AND_STREAM_WITHOUT_ID)
 
     def read_last_message(self, stream_name: str, message_type: str | None) -> Operation[Message | None]:
@@ -476,6 +483,12 @@ class Operations:
     def read_position(self, position_stream: str) -> Operation[Message | None]:
         """The last message of any stream; those of consumers' positions may have no id."""
         return Operation(_READ_LAST, {"stream_name": position_stream, "type": None}, self._first_message)
+
+    def category_end(self, category_name: str) -> Operation[int]:
+        """The highest global position of a category's messages, or of all; 0 where there are none."""
+        if category_name == ALL:
+            return Operation(_END_OF_ALL, {}, _scalar)
+        return Operation(_END_OF_CATEGORY, {"category": arguments.category("category_name", category_name)}, _scalar)
 
     def stream_version(self, stream_name: str) -> Operation[int | None]:
         return Operation(_STREAM_VERSION, {"stream_name": arguments.stream("stream_name", stream_name)}, _scalar)
@@ -826,7 +839,10 @@ def _raw_columns_of_messages() -> Iterator[ColumnElement[Any]]:
 
 def _read_member_and_stream_without_id() -> Executable:
     of_member = select(*_READ_CATEGORY.selected_columns)
-    without_id = _READ_ALL.where(messages.c.stream_name == _text("category"))
+    correlated = functions.category(messages.c.metadata["correlationStreamName"].astext) == _text("correlation")
+    without_id = _READ_ALL.where(
+        messages.c.stream_name == _text("category"), or_(_text("correlation").is_(None), correlated)
+    )
     both = union_all(of_member, select(*without_id.subquery().c)).subquery()
     return select(both).order_by(both.c.global_position).limit(_number("batch_size"))
 
@@ -862,6 +878,15 @@ _READ_CATEGORY = select(
 )
 _READ_MEMBER_AND_STREAM_WITHOUT_ID = _read_member_and_stream_without_id()
 _READ_LAST = select(functions.get_last_stream_message(_text("stream_name"), _text("type")).table_valued(*_RAW))
+_END_OF_ALL = select(func.coalesce(func.max(messages.c.global_position), 0))
+# Ordered by both, so that messages_category serves it.
+_end_of_category = (
+    select(messages.c.global_position)
+    .where(functions.category(messages.c.stream_name) == _text("category"))
+    .order_by(functions.category(messages.c.stream_name).desc(), messages.c.global_position.desc())
+    .limit(literal_column("1"))
+)
+_END_OF_CATEGORY = select(func.coalesce(_end_of_category.scalar_subquery(), 0))
 _STREAM_VERSION = select(functions.stream_version(_text("stream_name")))
 _identifier = functions.id(messages.c.stream_name).collate("C")
 _STREAM_IDENTIFIERS = (

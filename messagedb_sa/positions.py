@@ -15,6 +15,10 @@ RECORDED = "Recorded"
 """The type of the messages that hold a position, as ``{"position": N}``: that of the last message handled."""
 
 
+_POSITION = "position"
+_DEAD = "dead"
+
+
 class Place(NamedTuple):
     """Who has a position in a category: a consumer by its identifier, and of a group one of its members."""
 
@@ -34,16 +38,24 @@ class Place(NamedTuple):
 
 
 def position_stream(category: str, place: Place) -> str:
-    return _stream(category, "position", str(place))
+    return _stream(category, _POSITION, str(place))
 
 
 def dead_stream(category: str, identifier: str | None) -> str:
     """Where a consumer puts the messages that it could not handle."""
-    return _stream(category, "dead", identifier or "")
+    return _stream(category, _DEAD, identifier or "")
 
 
 def holds_positions(category: str) -> bool:
-    return "position" in category.partition(":")[2].split("+")
+    return _POSITION in _types(category)
+
+
+def holds_dead(category: str) -> bool:
+    return _DEAD in _types(category)
+
+
+def _types(category: str) -> list[str]:
+    return category.partition(":")[2].split("+")
 
 
 def _stream(category: str, type_: str, id: str) -> str:

@@ -195,6 +195,50 @@ def test_position_says_where_to_begin_where_none_is_recorded(store: Store) -> No
     assert numbers(handled) == [3, 4]
 
 
+def test_a_beginning_that_is_given_is_recorded_at_once(store: Store) -> None:
+    write(store, 3)
+    for _ in range(2):
+        Consumer(store, "account", print, "mailer", position=4).run_until_caught_up()
+    assert positions(store, "account:position-mailer") == [3]
+    write(store, 2)
+    seen: list[Message] = []
+    Consumer(store, "account", seen.append, "mailer").run_until_caught_up()
+    assert numbers(seen) == [0, 1]
+
+
+@pytest.mark.parametrize("category", ["account", "$all"])
+def test_it_can_begin_at_the_end(store: Store, category: str) -> None:
+    write(store, 3)
+    store.write("invoice-1", "Issued", {})
+    seen: list[Message] = []
+    consumer = Consumer(store, category, seen.append, "mailer", position="end")
+    consumer.run_until_caught_up()
+    write(store, 2, first=3)
+    consumer.run_until_caught_up()
+    assert numbers(seen) == [3, 4]
+    assert positions(store, f"{category}:position-mailer")[0] == (3 if category == "account" else 4)
+
+
+def test_it_can_begin_at_the_end_of_nothing(store: Store) -> None:
+    seen: list[Message] = []
+    consumer = Consumer(store, "account", seen.append, "mailer", position="end")
+    consumer.run_until_caught_up()
+    write(store, 1)
+    consumer.run_until_caught_up()
+    assert numbers(seen) == [0]
+
+
+@pytest.mark.parametrize("options", [{}, {"slots": 1}, {"slots": 1, "streams_without_id": "skip"}])
+def test_it_can_be_for_messages_of_a_correlation(each_store: Store, options: dict[str, Any]) -> None:
+    for n, stream in enumerate(["transfer-1", "other-1", "transfer-2"]):
+        each_store.write("account-1", "Opened", {"n": n}, {"correlationStreamName": stream})
+        # Not for a group, but not of the correlation either.
+        each_store.write("account", "Opened", {"n": n}, {"correlationStreamName": "other-1"})
+    seen: list[Message] = []
+    consumer_on(each_store, "account", seen.append, "mailer", correlation="transfer", **options).run_until_caught_up()
+    assert numbers(seen) == [0, 2]
+
+
 def test_the_position_is_recorded_every_so_many_messages_and_at_the_end(each_store: Store) -> None:
     write(each_store, 10)
     consumer_on(each_store, "account", lambda _: None, "mailer", record_every=4).run_until_caught_up()
@@ -354,6 +398,84 @@ def test_a_signal_wakes_one_that_waits(store: Store, messagedb_url: str) -> None
     assert positions(store, "account:position-mailer") == [1]
 
 
+SERVER = """
+import asyncio, signal, sys, time
+from sqlalchemy.ext.asyncio import create_async_engine
+from messagedb_sa import AsyncConsumer, AsyncStore
+
+async def handle(message):
+    print("begun", flush=True)
+    await asyncio.sleep(0.3)
+    print("ended", flush=True)
+
+async def main():
+    closing = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    signal.signal(signal.SIGTERM, lambda *_: loop.call_soon_threadsafe(closing.set))
+    engine = create_async_engine(sys.argv[1].replace("psycopg2", "asyncpg"))
+    store = AsyncStore(engine)
+    consumers = [AsyncConsumer(store, "account", handle, identifier) for identifier in ("one", "other")]
+    await asyncio.gather(*(consumer.run() for consumer in consumers))
+    print("returned", flush=True)
+    await closing.wait()
+    await engine.dispose()
+
+asyncio.run(main())
+"""
+
+
+def test_a_signal_stops_all_consumers_and_then_reaches_a_handler_that_was_there(
+    store: Store, messagedb_url: str
+) -> None:
+    write(store, 3)
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", SERVER, messagedb_url], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() + process.stdout.readline() == "begun\nbegun\n"
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout.read() == "ended\nended\nreturned\n"
+    assert process.returncode == 0
+    assert positions(store, "account:position-one") == positions(store, "account:position-other") == [1]
+
+
+@pytest.mark.parametrize("how", ["sync", "asyncpg"])
+@pytest.mark.parametrize(("number", "ended_by"), [(signal.SIGINT, "KeyboardInterrupt"), (signal.SIGTERM, "")])
+def test_a_signal_ends_the_program_of_one_that_should_have_caught_up(
+    store: Store, messagedb_url: str, how: str, number: signal.Signals, ended_by: str
+) -> None:
+    """Whatever comes after it counts on all being handled. The message in hand is finished, the position recorded."""
+    write(store, 3)
+    program = PROGRAM.replace(".run()", ".run_until_caught_up()")
+    command = [sys.executable, "-W", "error", "-c", program, messagedb_url, how]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(number)
+        assert process.stdout.read() == "ended\n"
+        assert process.stderr.read().strip().rpartition("\n")[2] == ended_by
+    assert process.returncode == -number
+    assert positions(store, "account:position-mailer") == [1]
+
+
+def test_signal_handlers_are_put_back_in_whatever_order_consumers_end(store: Store, messagedb_url: str) -> None:
+    async def main() -> None:
+        engine = create_async_engine(make_url(messagedb_url).set(drivername="postgresql+asyncpg"))
+        consumers = [AsyncConsumer(AsyncStore(engine), "account", print, name) for name in ("one", "other")]
+        tasks = [asyncio.create_task(consumer.run()) for consumer in consumers]
+        await asyncio.sleep(0.1)
+        assert signal.getsignal(signal.SIGTERM) is not before
+        for consumer, task in zip(consumers, tasks, strict=True):
+            consumer.stop()
+            await task
+        await engine.dispose()
+
+    before = signal.getsignal(signal.SIGTERM)
+    asyncio.run(main())
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_signals_are_handled_only_while_it_runs_and_only_if_it_may(store: Store) -> None:
     write(store, 1)
     during: list[Any] = []
@@ -378,7 +500,10 @@ def test_a_handlers_error_stops_it_there_and_nothing_is_skipped(
         consumer.run_until_caught_up()
     assert isinstance(caught.value.__cause__, ValueError)
     assert caught.value.message == each_store.read("account")[3]
-    assert str(caught.value) == "the handler of Odd failed at global position 4: stream 'account-0', position 1"
+    assert (
+        str(caught.value)
+        == "the handler of Odd failed at global position 4: stream 'account-0', position 1: ValueError: no 3"
+    )
     assert positions(each_store, "account:position-mailer") == [3]
 
     (record,) = (record for record in caplog.records if record.levelno == logging.ERROR)
@@ -419,6 +544,41 @@ def test_an_error_that_the_policy_does_not_retry_stops_it_at_once(store: Store) 
     with pytest.raises(HandlerFailed):
         Consumer(store, "account", failing, "mailer", retry=policy).run_until_caught_up()
     assert failing.numbers == [0, 1]
+
+
+def test_each_attempt_that_failed_is_told_with_its_own_error(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    write(store, 1)
+    errors = iter("abc")
+
+    def handle(message: Message) -> None:
+        raise ValueError(next(errors))
+
+    policy = tenacity.Retrying(stop=tenacity.stop_after_attempt(3), wait=tenacity.wait_fixed(0.01))
+    with caplog.at_level("WARNING"), pytest.raises(HandlerFailed, match=r"position 0: ValueError: c$"):
+        Consumer(store, "account", handle, "mailer", retry=policy).run_until_caught_up()
+    told = [(record.getMessage().partition(" (")[0], str((record.exc_info or "..")[1])) for record in caplog.records]
+    assert told == [
+        ("consumer failed, tries again in 0.0 s", "a"),
+        ("consumer failed 2 times, tries again in 0.0 s", "b"),
+        ("consumer could not handle a message, stops", "c"),
+    ]
+
+
+def test_an_asynchronous_policy_is_refused(store: Store) -> None:
+    """It would return at once, as if the message was handled."""
+    with pytest.raises(InvalidArgument, match="retry="):
+        Consumer(store, "account", print, "mailer", retry=tenacity.AsyncRetrying())  # type: ignore[call-overload]
+
+
+def test_a_coroutine_function_is_no_handler_of_a_synchronous_consumer(store: Store) -> None:
+    write(store, 1)
+
+    async def handle(message: Message) -> None:
+        raise AssertionError("is not called")
+
+    with pytest.raises(HandlerFailed, match="only AsyncConsumer awaits"):
+        Consumer(store, "account", handle, "mailer").run_until_caught_up()
+    assert positions(store, "account:position-mailer") == []
 
 
 def test_it_can_be_stopped_while_a_message_waits_to_be_tried_again(each_store: Store) -> None:
@@ -473,6 +633,17 @@ def test_parked_messages_can_be_consumed_as_any_others(store: Store) -> None:
     handled: list[Message] = []
     Consumer(store, "account:dead", {"Odd": handled.append}).run_until_caught_up()
     assert numbers(handled) == [1]
+
+
+def test_parked_messages_are_no_news_to_a_consumer_of_all(store: Store) -> None:
+    write(store, 3)
+    failing = Failing(at=1)
+    for category in ("account", "$all"):
+        Consumer(store, category, failing, "mailer", on_failure="park").run_until_caught_up()
+        assert numbers(store.read(f"{category}:dead-mailer")) == [1]
+    assert failing.numbers == [0, 1, 2] * 2
+    (status,) = store.consumers("$all")
+    assert status.lag == 0
 
 
 def test_another_consumer_with_its_identifier_is_found_out(each_store: Store, messagedb_url: str) -> None:
@@ -841,6 +1012,22 @@ def test_a_server_that_crashes_and_starts_again_is_waited_for(driver: str) -> No
     assert sorted(set(handled)) == [0, 1, 2, 9]
 
 
+def test_a_lost_connection_is_waited_out_on_an_engine_that_installed_the_store(
+    store: Store, messagedb_url: str
+) -> None:
+    """An isolation level that was set on psycopg2's connection is set again at a round trip."""
+    own = Store.from_url(messagedb_url)
+    install.upgrade(own.engine)
+    handled: list[Message] = []
+    with running(Consumer(own, "account", handled.append, "mailer")):
+        write(store, 1)
+        wait_for(lambda: len(handled) == 1)
+        terminate_all(store.engine)
+        write(store, 1)
+        wait_for(lambda: len(handled) == 2)
+    own.engine.dispose()
+
+
 def test_a_server_that_is_not_there_at_first_is_an_error() -> None:
     nowhere = create_engine("postgresql+psycopg2://localhost:1/nowhere")
     with pytest.raises(OperationalError):
@@ -922,26 +1109,28 @@ def test_a_group_can_be_told_where_streams_without_an_id_go(each_store: Store, b
 
 
 @pytest.mark.parametrize(
-    ("before", "handled_up_to"),
-    [({}, 30), ({"slots": 2}, 27), ({"group_member": 1, "group_size": 2}, 0)],
+    ("before", "position"),
+    [({}, 31), ({"slots": 2}, 31), ({"group_member": 1, "group_size": 2}, 11)],
     ids=["alone", "slots", "one member"],
 )
 def test_another_number_of_members_does_not_begin_anew_by_itself(
-    store: Store, before: dict[str, Any], handled_up_to: int
+    store: Store, before: dict[str, Any], position: int
 ) -> None:
     streams = [f"account-{n}" for n in (0, 1, 2)]
     assert [consumer_group_member(stream, 2) for stream in streams] == [1, 0, 1]
     for n in range(30):
         store.write(streams[n // 10 if n < 27 else 1], "Opened", {"n": n})
     Consumer(store, "account", lambda _: None, "mailer", **before).run_until_caught_up()
-    found = {message.data["position"] for message in store.read("account:position")}
     with pytest.raises(GroupChanged) as caught:
         Consumer(store, "account", print, "mailer", slots=3).run_until_caught_up()
-    assert caught.value.position == handled_up_to, found
-    assert f"Pass position={handled_up_to + 1} to go on" in str(caught.value)
+    assert caught.value.position == position
+    assert f"Pass position={position} to go on" in str(caught.value)
     again: list[Message] = []
-    Consumer(store, "account", again.append, "mailer", slots=3, position=handled_up_to + 1).run_until_caught_up()
-    assert sorted(numbers(again)) == list(range(handled_up_to, 30))
+    Consumer(store, "account", again.append, "mailer", slots=3, position=position).run_until_caught_up()
+    assert sorted(numbers(again)) == list(range(position - 1, 30))
+    # Those that had nothing to handle know where they begin too.
+    assert Consumer(store, "account", print, "mailer", slots=3).run_until_caught_up() == 0
+    assert [status.lag for status in store.consumers("account") if status.group_size == 3] == [0, 0, 0]
 
 
 def test_slots_are_shared_and_move_when_consumers_come_and_go(store: Store, messagedb_url: str) -> None:
@@ -980,6 +1169,25 @@ def test_slots_are_shared_and_move_when_consumers_come_and_go(store: Store, mess
         each.engine.dispose()
     # Nothing was handled again, since all of them said how far they came.
     assert Consumer(store, "account", lambda _: None, "mailer", slots=4).run_until_caught_up() == 0
+
+
+def test_a_slot_can_be_given_up_while_a_message_of_it_waits_to_be_tried_again(store: Store, messagedb_url: str) -> None:
+    """And the other slots of the process, too; whoever takes it handles that message."""
+    write(store, 30)
+    failing = Failing(at=0)
+    policy = tenacity.Retrying(wait=tenacity.wait_fixed(3600))
+    stores = [Store.from_url(messagedb_url) for _ in range(2)]
+    with running(Consumer(stores[0], "account", failing, "mailer", slots=4, retry=policy)):
+        wait_for(lambda: 0 in failing.numbers)
+        taken: list[Message] = []
+        with running(Consumer(stores[1], "account", taken.append, "mailer", slots=4)):
+            wait_for(lambda: taken)
+            stores[0].write("account-0", "Opened", {"n": 30})
+        left = set(range(30)) - set(failing.numbers) - set(numbers(taken))
+    for each in stores:
+        each.engine.dispose()
+    # What the one that waits holds is what is left.
+    assert {consumer_group_member(f"account-{n % 3}", 4) for n in left} <= {consumer_group_member("account-0", 4)}
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "psycopg_async", "asyncpg"])
@@ -1108,6 +1316,14 @@ def test_progress_is_shown_where_it_is_asked_for(each_store: Store, capsys: pyte
     assert "5/5" in shown
 
 
+def test_progress_goes_on_with_each_message(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(store, 3)
+    shown: list[int] = []
+    monkeypatch.setattr("tqdm.tqdm.update", lambda bar, n=1: shown.append(n))
+    Consumer(store, "account", lambda _: shown.append(0), "mailer").run_until_caught_up(progress=True)
+    assert shown == [0, 1, 0, 1, 0, 1]
+
+
 # Typed and traced messages
 
 
@@ -1192,7 +1408,10 @@ def test_a_handler_belongs_to_the_trace_of_the_writer(
         ({"slots": 2, "group_size": 2}, "group_size=2: names members, where slots are shared without"),
         ({"streams_without_id": "skip"}, "streams_without_id='skip': is for consumer groups"),
         ({"slots": 2, "streams_without_id": 2}, "streams_without_id=2: is not between 0 and 1"),
-        ({"retry": 3}, "retry=3: is no tenacity.Retrying"),
+        ({"retry": 3}, "retry=3: is no tenacity.Retrying, which is for asynchronous consumers too"),
+        ({"correlation": "a-1"}, "correlation='a-1': is a stream name; a category has no -"),
+        ({"category": "$all", "correlation": "a"}, "correlation='a': is for a category, not for $all"),
+        ({"position": -1}, "position=-1: is not between 0 and 9223372036854775807"),
         ({"on_failure": "skip"}, 'on_failure=\'skip\': is not "stop" or "park"'),
         ({"position": "1"}, "position='1': is no integer"),
         ({"record_every": 0}, "record_every=0: is not between 1 and 9223372036854775807"),

@@ -29,6 +29,7 @@ FLOORS = [
         "message",
         "positions",
         "schema",
+        "signals",
         "stream_name",
         "urls",
         "waiting",
