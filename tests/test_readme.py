@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 from markdown_it import MarkdownIt
 from sqlalchemy import Engine, create_engine, func, select, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
-from messagedb_sa import Store, install, schema
+from messagedb_sa import AsyncStore, Message, Store, install, schema
 from messagedb_sa.execution import run_joined
 from messagedb_sa.operations import HAS_NOTIFY
 
@@ -80,6 +83,8 @@ def test_every_block_stands_under_a_heading_that_a_test_below_runs() -> None:
         ("Notifications of new messages", "python"),
         ("On a managed host, without a superuser", "sql"),
         *((heading, "python") for heading in PAGES),
+        ("In an asynchronous application", "python"),
+        ("Seeing how far they are", "sql"),
         ("Async", "console"),
         ("Typed messages", "console"),
         ("Tracing", "console"),
@@ -229,6 +234,7 @@ PAGES = (
     "In your own queries",
     "Typed messages",
     "Consumers",
+    "Where it begins",
     "When a handler fails",
     "Sharing a category among processes",
     "Seeing how far they are",
@@ -255,10 +261,52 @@ def test_the_pages_on_writing_and_reading_run_one_after_the_other(messagedb_url:
     assert commands("Typed messages") == ['pip install "messagedb-sa[msgspec]"']
     assert commands("Tracing") == ['pip install "messagedb-sa[opentelemetry]"']
     assert store.stream_identifiers("account") == ["1", "2", "9"]
+    (forget,) = code("Seeing how far they are", "sql")
+    store.write("account:position-retired", "Recorded", {"position": 1})
+    assert "retired" in {status.identifier for status in store.consumers("account")}
+    with engine.begin() as connection:
+        connection.execute(text(forget))
+    assert "retired" not in {status.identifier for status in store.consumers("account")}
     with engine.begin() as connection:
         connection.execute(text("DROP TABLE customers, orders"))
     engine.dispose()
     names["allowing"].dispose()
+
+
+def test_the_worker_runs_until_it_is_told_to_stop(store: Store, messagedb_url: str) -> None:
+    store.write("account-1", "Opened", {"owner": "Ada"})
+    program = code("Consumers", "python")[0].replace("postgresql://localhost/app", messagedb_url)
+    command = [sys.executable, "-u", "-W", "error", "-c", f"{program}\nmain()"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as worker:
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == "Hello Ada\n"
+        worker.terminate()
+        _, logged = worker.communicate()
+    assert worker.returncode == 0
+    assert "consumer stopped (handled 1, category account, identifier greeter)" in logged
+    (status,) = store.consumers("account")
+    assert (status.identifier, status.lag) == ("greeter", 0)
+
+
+def test_a_consumer_is_a_task_of_a_web_application(store: Store, messagedb_url: str) -> None:
+    store.write("account-1", "Opened", {"owner": "Ada"})
+    greeted: list[Message] = []
+    names: dict[str, Any] = {"greet": greeted.append}
+    (program,) = code("In an asynchronous application", "python")
+    execute(program, names)
+
+    async def main() -> None:
+        engine = create_async_engine(messagedb_url.replace("psycopg2", "asyncpg"))
+        app = SimpleNamespace(state=SimpleNamespace(store=AsyncStore(engine)))
+        async with names["lifespan"](app):
+            # pytest-timeout ends it where nobody is greeted.
+            while not greeted:
+                await asyncio.sleep(0.01)
+        await engine.dispose()
+
+    asyncio.run(main())
+    (status,) = store.consumers("account")
+    assert (status.identifier, status.lag) == ("greeter", 0)
 
 
 def test_the_page_on_coming_from_message_db_py(messagedb_url: str, store: Store) -> None:
