@@ -6,7 +6,7 @@ if TYPE_CHECKING:
     from messagedb_sa.async_consumer import AsyncConsumer
     from messagedb_sa.async_store import AsyncStore
     from messagedb_sa.consumer import Consumer
-    from messagedb_sa.consuming import ConsumerOptions
+    from messagedb_sa.consumer_options import ConsumerOptions
     from messagedb_sa.errors import (
         CannotSettle,
         ConditionNotActivated,
@@ -37,7 +37,7 @@ else:
         "CannotSettle": "errors",
         "ConditionNotActivated": "errors",
         "Consumer": "consumer",
-        "ConsumerOptions": "consuming",
+        "ConsumerOptions": "consumer_options",
         "ConsumerStatus": "monitoring",
         "DuplicateMessageId": "errors",
         "GroupChanged": "errors",

@@ -13,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionm
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from messagedb_sa.async_store import AsyncStore
-from messagedb_sa.consuming import ConsumerOptions, Consuming, Handler, Handlers, session_factory
+from messagedb_sa.consumer_options import ConsumerOptions, Handler, Handlers, session_factory
+from messagedb_sa.consuming import Consuming
 from messagedb_sa.errors import InvalidArgument
 from messagedb_sa.message import Message
 from messagedb_sa.waiting import AsyncWaiting

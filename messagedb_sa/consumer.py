@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session, sessionmaker
 
-from messagedb_sa.consuming import ConsumerOptions, Consuming, Handler, Handlers, session_factory
+from messagedb_sa.consumer_options import ConsumerOptions, Handler, Handlers, session_factory
+from messagedb_sa.consuming import Consuming
 from messagedb_sa.errors import InvalidArgument
 from messagedb_sa.message import Message
 from messagedb_sa.store import Store

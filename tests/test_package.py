@@ -35,7 +35,7 @@ FLOORS = [
         "waiting",
     },
     {"functions", "install", "message_types", "postgres", "revisions", "settling", "tracing"},
-    {"operations"},
+    {"operations", "consumer_options"},
     {"execution", "combining", "monitoring", "slots"},
     {"store", "async_store", "consuming"},
     {"consumer", "async_consumer", "pytest_plugin", "compat"},
