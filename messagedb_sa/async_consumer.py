@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import isawaitable
 from types import CoroutineType
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncConsumer"]
 
-_Plain: TypeAlias = "Callable[[Message], Awaitable[object] | None]"
-_OnConnection: TypeAlias = "Callable[[Message, AsyncConnection], Awaitable[object] | None]"
-_OnSession: TypeAlias = "Callable[[Message, Any], Awaitable[object] | None]"
+_Plain: TypeAlias = "Callable[[Message], object]"
+_OnConnection: TypeAlias = "Callable[[Message, AsyncConnection], object]"
+_OnSession: TypeAlias = "Callable[[Message, Any], object]"
 
 
 class AsyncConsumer:

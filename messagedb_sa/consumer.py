@@ -105,14 +105,16 @@ class Consumer:
         """Handle messages until ``stop``, or SIGTERM or SIGINT: then finish the one in hand, record the position,
         return.
 
-        Signals are handled in the main thread only, and while it runs; a second one does what it did before.
+        Signals are handled in the main thread only, and while it runs. One stops all consumers that run there; when
+        they have finished, a handler that the application had set gets it too. A second one does what it did before.
         ``handle_signals=False`` leaves them alone. The first connection must succeed; later ones are waited for.
         """
         self._consuming.run(handle_signals=handle_signals)
 
     def run_until_caught_up(self, *, progress: bool | None = None, handle_signals: bool = True) -> int:
-        """As ``run``, until there is nothing more to read, of a consumer with slots in those that it gets at the start;
-        the number of messages that were handled.
+        """As ``run``, until there is nothing more to read, of a consumer with slots in those that it gets at the start,
+        and of ``$all`` nothing that is settled; the number of messages that were handled. A signal then does what it
+        does without a consumer, once the position is recorded.
 
         ``progress``: whether to show a bar on standard error, which tqdm draws (extra ``progress``). None: if that is a
         terminal, and tqdm is installed.

@@ -119,6 +119,10 @@ def session_factory(transactional: object, maker: type, session: type) -> Any:
     """What makes the sessions for handlers; None where they get connections, or nothing."""
     if isinstance(transactional, bool):
         return None
+    if getattr(transactional, "kw", {}).get("binds"):
+        raise InvalidArgument(
+            "transactional", transactional, "has binds: what goes elsewhere is not in the transaction"
+        )
     if isinstance(transactional, maker) or (isinstance(transactional, type) and issubclass(transactional, session)):
         return transactional
     raise InvalidArgument("transactional", transactional, f"is no bool, {maker.__name__} or {session.__name__} class")

@@ -26,7 +26,7 @@ from sqlalchemy.exc import DBAPIError
 from messagedb_sa import arguments, consumer_options, monitoring, positions
 from messagedb_sa import stream_name as names
 from messagedb_sa.consumer_options import Handler, Handlers
-from messagedb_sa.driver import lost_connection
+from messagedb_sa.driver import close_at_once, lost_connection, of_lost_connection
 from messagedb_sa.errors import (
     DuplicateMessageId,
     GroupChanged,
@@ -46,7 +46,7 @@ from messagedb_sa.slots import Slots
 from messagedb_sa.waiting import listen
 
 if TYPE_CHECKING:
-    from tenacity import Retrying
+    from tenacity import RetryCallState, Retrying
 
 T = TypeVar("T")
 
@@ -201,6 +201,9 @@ class Consuming:
         self._listens = False
         self._is_notified = False
         self._lanes: list[Lane] = []
+        self._others_recorded_at = 0
+        # Where a lost connection was no reason yet to take a message for one that fails.
+        self._excused: tuple[str, int] | None = None
         self._due = inf
         self._share_at = inf
         self._handled = 0
@@ -246,12 +249,14 @@ class Consuming:
             if self._bar is not None:
                 self._bar.close()
                 self._bar = None
-            if self._slots is not None:
-                with suppress(Exception, _Lost):
-                    self._slots.leave()
-            self._disconnect()
-            self._lanes = []
-            self._log_the_end()
+            try:
+                if self._slots is not None:
+                    with suppress(Exception, _Lost):
+                        self._slots.leave()
+            finally:
+                self._disconnect()
+                self._lanes = []
+                self._log_the_end()
 
     def _log_the_end(self) -> None:
         error = sys.exc_info()[1]
@@ -265,6 +270,13 @@ class Consuming:
     # Connecting
 
     def _start(self) -> None:
+        if self._host.transactional:
+            with self._host.engine.connect() as connection:
+                driver: Any = connection.connection.dbapi_connection
+                if driver.autocommit:
+                    raise InvalidArgument(
+                        "transactional", True, "the engine is in autocommit mode, without transactions"
+                    )
         self._connect()
         self._log(logging.INFO, "started")
 
@@ -281,11 +293,12 @@ class Consuming:
         finally:
             if not self._connection.invalidated:
                 self._connection.detach()
+        others = (at for place, at in self._run(monitoring.recent(self._category)) if self._is_other(place))
+        self._others_recorded_at = max(others, default=0)
         if self._shares:
             keys = [names.hash_64(self._position_stream(slot)) for slot in range(self._size or 0)]
-            presence = names.hash_64(
-                positions.position_stream(self._category, Place(f"{self._identifier or ''}-slots"))
-            )
+            all_of_them = Place(f"{self._identifier or ''}-{self._size}-slots")
+            presence = names.hash_64(positions.position_stream(self._category, all_of_them))
             self._slots = Slots(self._run, keys, presence)
             # What others may have handled meanwhile is not known.
             self._lanes = []
@@ -294,11 +307,16 @@ class Consuming:
             self._lanes = [self._lane(self._member, *self._lanes)]
 
     def _disconnect(self) -> None:
-        driver, self._driver, self._connection = self._driver, None, None
+        driver, self._driver, self._connection, self._slots = self._driver, None, None, None
         if driver is not None:
             # SQLAlchemy does not close a detached connection of every asynchronous driver.
-            with suppress(Exception):
+            try:
                 driver.close()
+            except Exception as error:  # noqa: BLE001 - it is gone in any case
+                logger.debug("could not close a connection: %s", error)
+            except BaseException:
+                close_at_once(driver)
+                raise
 
     def _connect_again(self, lost: BaseException) -> None:
         self._log(logging.WARNING, f"lost the connection, connecting again: {_first_line(lost)}")
@@ -307,7 +325,6 @@ class Consuming:
         tell_at = began + _TELL_SECONDS
         while not self._stopping:
             self._disconnect()
-            self._slots = None
             try:
                 self._connect()
             except MessageDBError:
@@ -343,10 +360,10 @@ class Consuming:
         """The lane as it is recorded; ``before``, if it is known how far it came, without going back."""
         stream = self._position_stream(member)
         last = self._run(self._operations.read_position(stream))
-        if last is None:
-            recorded, version = self._first_position() - 1, NO_STREAM
-        else:
-            recorded, version = _recorded_in(last), last.position
+        recorded = 0 if last is None else _recorded_in(last)
+        begins = last is None or last.global_position < self._others_recorded_at
+        if begins:
+            recorded = max(recorded, self._first_position() - 1)
         position = recorded if before is None else max(recorded, before.position)
         lane = Lane(
             Place(self._identifier, member, self._size),
@@ -354,10 +371,10 @@ class Consuming:
             self._page(member, position + 1),
             position,
             recorded,
-            version,
+            NO_STREAM if last is None else last.position,
             monotonic() + self._record_seconds,
         )
-        if last is None and self._begin is not None:
+        if begins and self._begin is not None:
             try:
                 self._record(lane)
             except _Superseded as superseded:
@@ -385,7 +402,7 @@ class Consuming:
         others = {
             place: recorded.position
             for place, recorded in self._run(monitoring.recorded(self._category)).items()
-            if place.identifier == self._identifier and place.group_size != self._size
+            if self._is_other(place)
         }
         if others:
             after = [position or 0 for position in others.values()]
@@ -395,6 +412,10 @@ class Consuming:
             streams = sorted(positions.position_stream(self._category, place) for place in found)
             raise GroupChanged(streams, min(firsts) if firsts else max(after) + 1)
         return 1
+
+    def _is_other(self, place: Place) -> bool:
+        """Whether it is this consumer by another number of slots or members."""
+        return place.identifier == self._identifier and place.group_size != self._size
 
     def _share(self) -> bool:
         """Whether there are other lanes than before."""
@@ -508,7 +529,7 @@ class Consuming:
                 self._go_by_what_is_recorded(lane, superseded.conflict)
                 return
             except Exception as error:  # noqa: BLE001 - what becomes of it is decided when the message has its own
-                self._raise_if_lost(error)
+                self._raise_if_lost()
                 lane.apart_until = together[-1].global_position
                 self._log(logging.WARNING, f"takes back a transaction, and gives each message its own: {error!r}", lane)
                 continue
@@ -526,7 +547,8 @@ class Consuming:
             for message in messages:
                 handler = self._handler_of(message)
                 if handler is not None:
-                    self._call_joined(lane, handler, message, connection)
+                    with self._handling(lane, message):
+                        self._call_joined(handler, message, connection)
                     handled += 1
                 done += 1
                 if self._stopping or monotonic() >= until:
@@ -542,22 +564,30 @@ class Consuming:
 
     def _in_transaction(self, lane: Lane, handler: Handler, message: Message) -> None:
         def handle(connection: Connection) -> int:
-            self._call_joined(lane, handler, message, connection)
+            self._call_joined(handler, message, connection)
             return message.global_position
 
-        self._commit_with_position(lane, handle)
+        with self._handling(lane, message):
+            self._commit_with_position(lane, handle)
 
-    def _call_joined(self, lane: Lane, handler: Handler, message: Message, connection: Connection) -> None:
+    def _call_joined(self, handler: Handler, message: Message, connection: Connection) -> None:
         with self._host.joined(connection) as bind:
-            self._call(lane, handler, message, bind)
+            self._host.call(handler, self._types._decoded(message), bind)
 
-    def _call(self, lane: Lane, handler: Handler, message: Message, *bind: Any) -> None:
+    def _call(self, lane: Lane, handler: Handler, message: Message) -> None:
         if self._tracing is None:
-            self._host.call(handler, self._types._decoded(message), *bind)
+            self._host.call(handler, self._types._decoded(message))
             return
+        with self._handling(lane, message):
+            self._host.call(handler, self._types._decoded(message))
+
+    def _handling(self, lane: Lane, message: Message) -> AbstractContextManager[None]:
+        if self._tracing is None:
+            return nullcontext()
         member = lane.place.group_member
-        with self._tracing.handling(message, category=self._category, identifier=self._identifier, group_member=member):
-            self._host.call(handler, self._types._decoded(message), *bind)
+        return self._tracing.handling(
+            message, category=self._category, identifier=self._identifier, group_member=member
+        )
 
     def _commit_with_position(self, lane: Lane, work: Callable[[Connection], int]) -> None:
         """What ``work`` does, and the position that it returns."""
@@ -568,7 +598,8 @@ class Consuming:
                     operation = self._recording(self._joined_operations, lane, position)
                     version = self._unless_superseded(lane, lambda: run_joined(connection, operation))
             except Exception as error:
-                if connection.invalidated:
+                # Whether it committed, tells the position that is found when it is connected again.
+                if connection.invalidated and self._excuses(lane):
                     raise _Lost(error) from error
                 raise
         lane.recorded, lane.version, lane.unrecorded = position, version, 0
@@ -577,7 +608,15 @@ class Consuming:
     # Failures
 
     def _handle_failure(self, lane: Lane, handler: Handler, message: Message, error: Exception) -> None:
-        self._raise_if_lost(error)
+        self._raise_if_lost()
+        if of_lost_connection(error) and self._excuses(lane):
+            # A pool of the handler's may hold what a restart left dead: it has found out now.
+            try:
+                self._attempt(lane, handler, message)
+                return
+            except Exception as again:  # noqa: BLE001 - the policy decides
+                self._raise_if_lost()
+                error = again
         if lane.is_ahead:
             self._record(lane)
         if self._retry is not None:
@@ -592,15 +631,15 @@ class Consuming:
             raise HandlerFailed(message) from error
         self._park(lane, message, error)
 
-    def _raise_if_lost(self, error: Exception) -> None:
-        """Where a handler failed for want of a connection, and ours is gone too: that is no failure of the
-        handler's."""
-        at: BaseException | None = error
-        while at is not None:
-            if isinstance(at, DBAPIError) and lost_connection(at):
-                self._run(_PING)
-                return
-            at = at.__cause__ or at.__context__
+    def _raise_if_lost(self) -> None:
+        """Where our connection is gone too, the handler's failure may be for want of one."""
+        self._run(_PING)
+
+    def _excuses(self, lane: Lane) -> bool:
+        """Whether it is the first connection that was lost at this message."""
+        at = lane.position_stream, lane.position
+        is_first, self._excused = self._excused != at, at
+        return is_first
 
     def _try_again(self, lane: Lane, handler: Handler, message: Message, error: Exception) -> None:
         # The first attempt was made: it counts as one.
@@ -614,7 +653,7 @@ class Consuming:
             except Exception as again:
                 failed.append(again)
                 if again is not error:
-                    self._raise_if_lost(again)
+                    self._raise_if_lost()
                 raise
 
         def pause(seconds: float) -> None:
@@ -622,7 +661,13 @@ class Consuming:
             self._log(logging.WARNING, f"{text}, tries again in {seconds:.1f} s", lane, message, exc_info=failed[-1])
             self._pause(seconds, lane)
 
-        self._retry.copy(sleep=pause, reraise=True)(attempt)
+        def retry(state: RetryCallState) -> bool:
+            # What is no Exception is not the handler's: a cancelled task, and what we have to tell ourselves.
+            outcome = state.outcome.exception() if state.outcome is not None else None
+            return (outcome is None or isinstance(outcome, Exception)) and policy.retry(state)
+
+        policy = self._retry
+        policy.copy(sleep=pause, reraise=True, retry=retry)(attempt)
 
     def _pause(self, seconds: float, lane: Lane) -> None:
         """What is due to other lanes is done meanwhile; and this one may be given up."""
@@ -641,8 +686,8 @@ class Consuming:
     def _park(self, lane: Lane, message: Message, error: Exception) -> None:
         metadata = message.metadata if isinstance(message.metadata, dict) else {}
         dead = {
-            "error": "".join(traceback.format_exception_only(error)).strip(),
-            "traceback": "".join(traceback.format_exception(error)),
+            "error": _storable("".join(traceback.format_exception_only(error)).strip()),
+            "traceback": _storable("".join(traceback.format_exception(error))),
             "metadata": message.metadata,
         }
         parameters = (
@@ -667,12 +712,13 @@ class Consuming:
                 run_joined(connection, parking)
                 return message.global_position
 
-            self._commit_with_position(lane, park)
+            try:
+                self._commit_with_position(lane, park)
+            except DuplicateMessageId:
+                self._commit_with_position(lane, lambda _: message.global_position)
             return
-        try:
+        with suppress(DuplicateMessageId):
             self._run(self._operations.write(*parameters))
-        except DuplicateMessageId:
-            logger.debug("message %s is parked already", message.id)
 
     # Positions
 
@@ -684,8 +730,14 @@ class Consuming:
         try:
             return write()
         except WrongExpectedVersion as error:
-            conflict = PositionConflict(lane.position_stream, lane.version, error.actual_version)
-            raise _Superseded(conflict) from error
+            actual = error.actual_version
+            if actual is None:
+                # On a higher isolation level it may be any transaction that came in the way.
+                last = self._run(self._operations.read_position(lane.position_stream))
+                actual = NO_STREAM if last is None else last.position
+                if actual == lane.version:
+                    raise
+            raise _Superseded(PositionConflict(lane.position_stream, lane.version, actual)) from error
 
     def _record(self, lane: Lane) -> None:
         operation = self._recording(self._operations, lane, lane.position)
@@ -698,7 +750,9 @@ class Consuming:
         """Where an error is on its way, a second one must not hide it."""
         for lane in self._lanes:
             try:
-                if lane.is_ahead:
+                if lane.is_ahead and self._is_cut_off() and not self._shares:
+                    self._record_on_another_connection(lane)
+                elif lane.is_ahead:
                     self._record(lane)
             except _Superseded as superseded:
                 if error is None and not self._shares:
@@ -708,6 +762,14 @@ class Consuming:
                 if error is None:
                     raise
                 self._log(logging.WARNING, f"could not record its position: {failed}", lane)
+
+    def _is_cut_off(self) -> bool:
+        """Whether a task was cancelled in the middle of a statement, which costs the connection."""
+        return self._connection is not None and self._connection.invalidated
+
+    def _record_on_another_connection(self, lane: Lane) -> None:
+        with self._host.engine.connect() as self._connection:
+            self._record(lane)
 
     def _go_by_what_is_recorded(self, lane: Lane, conflict: PositionConflict) -> None:
         if not self._shares:
@@ -811,6 +873,10 @@ class Consuming:
             }
         shown = ", ".join(f"{name} {value}" for name, value in fields.items() if value is not None)
         logger.log(level, "consumer %s (%s)", text, shown, extra=fields, exc_info=exc_info)
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 def _first_line(error: BaseException) -> str:

@@ -58,6 +58,33 @@ def lost_connection(error: DBAPIError) -> bool:
     return error.connection_invalidated or state in _SHUT_DOWN or state.startswith("08")
 
 
+def of_lost_connection(error: BaseException) -> bool:
+    """Whether a lost connection is among what led to the error."""
+    seen: set[int] = set()
+    led: list[BaseException | None] = [error]
+    while led:
+        each = led.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        if isinstance(each, DBAPIError) and lost_connection(each):
+            return True
+        # The last are an ExceptionGroup's.
+        led += [each.__cause__, each.__context__, *getattr(each, "exceptions", ())]
+    return False
+
+
+def close_at_once(connection: Any) -> None:
+    """Without a word to the server, and without waiting, which a cancelled task can't."""
+    own = getattr(connection, "driver_connection", connection)
+    if hasattr(own, "terminate"):
+        own.terminate()
+    elif hasattr(own, "pgconn"):
+        own.pgconn.finish()
+    else:
+        own.close()
+
+
 class Refusal(NamedTuple):
     """PostgreSQL's own account of an error; None for what it, or the driver, does not tell."""
 

@@ -40,7 +40,8 @@ class ConsumerStatus(NamedTuple):
     ``position`` is the global position up to which it has handled everything, as recorded at ``recorded_at``; None for
     a member of a group that has recorded none. ``lag`` is the number of messages after that, those of types that it
     passes over among them, and ``waiting_since`` the time of the first of these, None where there is none. A consumer
-    records now and then, not with each message: what it has handled since counts as waiting.
+    records now and then, not with each message: what it has handled since counts as waiting. Messages of streams
+    without an id are no member's here, whatever ``streams_without_id`` says.
     """
 
     category: str
@@ -70,6 +71,12 @@ def recorded(category: str) -> Operation[dict[Place, Recorded]]:
     """The consumers of a category, by what they recorded last; members of their groups that recorded nothing too."""
     name = arguments.category("category_name", category)
     return Operation(_RECORDED, {"category": positions.position_category(name)}, _by_place)
+
+
+def recent(category: str) -> Operation[list[tuple[Place, int]]]:
+    """Whose the last 1,000 positions are that consumers of a category recorded, with the messages' global positions."""
+    parameters = {"category": positions.position_category(category)}
+    return Operation(_RECENT, parameters, lambda rows: [(Place.named(stream_id), at) for stream_id, at in rows])
 
 
 def waiting(category: str, places: Sequence[Place], after: Sequence[int]) -> Operation[list[Waiting]]:
@@ -163,5 +170,12 @@ _passed_over = case(
     else_=literal_column("'dead'") == func.any(_types),
 )
 _RECORDED = _recorded()
+# Ordered by both, so that messages_category serves it.
+_RECENT = (
+    select(functions.id(messages.c.stream_name), messages.c.global_position)
+    .where(_category == bindparam("category", type_=String()))
+    .order_by(_category.desc(), messages.c.global_position.desc())
+    .limit(literal_column("1000"))
+)
 _WAITING = _waiting(_category == bindparam("category", type_=String()))
 _WAITING_OF_ALL = _waiting(not_(func.coalesce(_passed_over, false())))

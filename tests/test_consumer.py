@@ -21,7 +21,8 @@ import tenacity
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from sqlalchemy import Connection, Engine, create_engine, event, func, insert, make_url, select, text
+from opentelemetry.trace import StatusCode
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, func, insert, make_url, select, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import Session, sessionmaker
@@ -37,12 +38,15 @@ from messagedb_sa import (
     MessageDBError,
     MessageTypes,
     PositionConflict,
+    SlotsLost,
     Store,
     StreamWithoutId,
     Tracing,
     install,
 )
+from messagedb_sa.execution import run_alone
 from messagedb_sa.postgres import temporary_server
+from messagedb_sa.slots import Slots
 from messagedb_sa.stream_name import consumer_group_member
 
 from .conftest import DRIVERS, consumer_on, numbers, store_on
@@ -581,6 +585,56 @@ def test_a_coroutine_function_is_no_handler_of_a_synchronous_consumer(store: Sto
     assert positions(store, "account:position-mailer") == []
 
 
+def test_errors_that_are_each_others_cause_are_a_failure_as_any_other(store: Store) -> None:
+    write(store, 1)
+
+    def handle(message: Message) -> None:
+        first, second = ValueError("first"), KeyError("second")
+        first.__cause__, second.__cause__ = second, first
+        raise first
+
+    with pytest.raises(HandlerFailed):
+        Consumer(store, "account", handle, "mailer").run_until_caught_up()
+
+
+def test_a_policy_for_every_error_is_not_asked_about_what_is_no_failure(store: Store, messagedb_url: str) -> None:
+    """Another consumer's position, and a task that is cancelled."""
+    write(store, 2)
+    policy = tenacity.Retrying(retry=tenacity.retry_if_not_exception_type(OSError))
+    attempts: list[int] = []
+
+    def handle(message: Message, connection: Connection) -> None:
+        attempts.append(message.data["n"])
+        if len(attempts) == 1:
+            raise ValueError("once")
+        if len(attempts) == 2:
+            store.write("account:position-mailer", "Recorded", {"position": 1})
+
+    with pytest.raises(PositionConflict):
+        Consumer(store, "account", handle, "mailer", transactional=True, retry=policy).run_until_caught_up()
+    assert attempts == [0, 0]
+
+    async def main() -> None:
+        engine = create_async_engine(make_url(messagedb_url).set(drivername="postgresql+asyncpg"))
+        begun: list[int] = []
+
+        async def handle(message: Message) -> None:
+            begun.append(message.data["n"])
+            if len(begun) == 1:
+                raise ValueError("once")
+            await asyncio.sleep(3600)
+
+        task = asyncio.create_task(AsyncConsumer(AsyncStore(engine), "account", handle, "other", retry=policy).run())
+        while len(begun) < 2:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await engine.dispose()
+
+    asyncio.run(main())
+
+
 def test_it_can_be_stopped_while_a_message_waits_to_be_tried_again(each_store: Store) -> None:
     write(each_store, 4)
     failing = Failing(at=2)
@@ -625,6 +679,32 @@ def test_a_message_that_is_handled_again_is_parked_once(store: Store) -> None:
         with store.engine.begin() as connection:
             connection.execute(text("DELETE FROM message_store.messages WHERE stream_name = 'account:position-mailer'"))
     assert len(store.read("account:dead-mailer")) == 1
+
+
+@pytest.mark.parametrize("transactional", [False, True])
+def test_a_message_is_parked_whatever_its_error_says(
+    store: Store, transactional: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    # pytest-xdist could not report what is logged.
+    caplog.set_level(logging.CRITICAL, "messagedb_sa.consumer")
+    write(store, 2)
+
+    def handle(message: Message, *_: Any) -> None:
+        raise ValueError("\0 and \ud800")
+
+    def consume() -> None:
+        Consumer(
+            store, "account", handle, "mailer", transactional=transactional, on_failure="park"
+        ).run_until_caught_up()
+
+    consume()
+    first, _ = store.read("account:dead-mailer")
+    assert first.metadata["dead"]["error"] == "ValueError: \\x00 and \\ud800"
+    # And once, also where its position is set back.
+    store.write("account:position-mailer", "Recorded", {"position": 0})
+    consume()
+    assert len(store.read("account:dead-mailer")) == 2
+    assert positions(store, "account:position-mailer")[-1] == 2
 
 
 def test_parked_messages_can_be_consumed_as_any_others(store: Store) -> None:
@@ -748,6 +828,42 @@ def test_retries_and_parking_are_in_transactions_too(store: Store, tables: None)
     assert order_numbers(store) == [0, 2, 3]
     assert numbers(store.read("account:dead-mailer")) == [1]
     assert positions(store, "account:position-mailer") == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("transactional", [True, Session])
+def test_an_engine_without_transactions_is_refused(store: Store, messagedb_url: str, transactional: Any) -> None:
+    engine = create_engine(messagedb_url, isolation_level="AUTOCOMMIT")
+    with pytest.raises(InvalidArgument, match="transactional=True: the engine"):
+        Consumer(Store(engine), "account", print, "mailer", transactional=transactional).run()
+    engine.dispose()
+
+
+def test_a_session_that_goes_elsewhere_is_refused(store: Store) -> None:
+    elsewhere = sessionmaker(binds={Order: store.engine})
+    with pytest.raises(InvalidArgument, match="has binds"):
+        Consumer(store, "account", print, "mailer", transactional=elsewhere)
+
+
+def test_a_serialization_failure_is_no_conflict_of_positions(store: Store, messagedb_url: str, tables: None) -> None:
+    engine = create_engine(messagedb_url, isolation_level="SERIALIZABLE")
+    write(store, 1)
+    attempts: list[int] = []
+
+    def handle(message: Message, connection: Connection) -> None:
+        attempts.append(message.data["n"])
+        count = connection.scalar(select(func.count()).select_from(orders))
+        connection.execute(insert(orders).values(number=100))
+        if len(attempts) == 1:
+            # Another transaction that did not see it, and that this one does not see.
+            with engine.begin() as other:
+                assert other.scalar(select(func.count()).select_from(orders)) == count
+                other.execute(insert(orders).values(number=200))
+
+    policy = tenacity.Retrying(stop=tenacity.stop_after_attempt(3))
+    Consumer(Store(engine), "account", handle, "mailer", transactional=True, retry=policy).run_until_caught_up()
+    assert len(attempts) == 2
+    assert order_numbers(store) == [100, 200]
+    engine.dispose()
 
 
 @pytest.mark.parametrize("transactional", [True, Session, sessionmaker()])
@@ -900,6 +1016,50 @@ def test_asynchronous_handlers_write_in_the_transaction(
 
 
 @pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_a_cancelled_consumer_records_what_it_handled_wherever_it_was(
+    store: Store, messagedb_url: str, driver: str
+) -> None:
+    """In the middle of a statement of its own as well, which costs the connection."""
+    handled: list[int] = []
+
+    async def handle(message: Message) -> None:
+        handled.append(message.data["n"])
+
+    async def main() -> None:
+        engine = create_async_engine(make_url(messagedb_url).set(drivername=f"postgresql+{driver}"))
+        writer = AsyncStore(engine)
+        for n in range(30):
+            await writer.write("account-1", "Opened", {"n": n})
+            consumer = AsyncConsumer(writer, "account", handle, "mailer", poll_seconds=0)
+            task = asyncio.create_task(consumer.run())
+            while len(handled) <= n:
+                await asyncio.sleep(0)
+            for _ in range(n):
+                await asyncio.sleep(0)
+            # Once more while it shuts down.
+            for _ in range(1 + n % 2):
+                task.cancel()
+                await asyncio.sleep(0)
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            if n % 2 == 0:
+                assert positions(store, "account:position-mailer")[-1] == handled[-1] * 2 + 1
+            else:
+                await AsyncConsumer(writer, "account", handle, "mailer").run_until_caught_up()
+                del handled[n + 1 :]
+        await engine.dispose()
+
+    def sessions() -> int:
+        count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+        with store.engine.connect() as connection:
+            return int(connection.scalars(text(count)).one())
+
+    before = sessions()
+    asyncio.run(main())
+    wait_for(lambda: sessions() <= before)
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
 def test_a_cancelled_consumer_goes_on_with_the_message_that_it_had(
     store: Store, messagedb_url: str, driver: str
 ) -> None:
@@ -978,19 +1138,26 @@ def test_a_lost_connection_is_waited_out(store: Store, messagedb_url: str, table
         assert order_numbers(store) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("transactional", [False, True])
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "psycopg_async", "asyncpg"])
-def test_a_server_that_crashes_and_starts_again_is_waited_for(driver: str) -> None:
+def test_a_server_that_crashes_and_starts_again_is_waited_for(driver: str, transactional: bool) -> None:
+    """In transactions the handler's connection is made anew each time: it may be the first that the server refuses."""
     handled: list[int] = []
+    options: dict[str, Any] = {"transactional": True} if transactional else {"record_every": 1}
+    pool: dict[str, Any] = {"poolclass": NullPool} if transactional else {}
     with temporary_server(settings={"synchronous_commit": "on", "restart_after_crash": "on"}) as url:
         engine = create_engine(url)
         install.upgrade(engine)
         writer = Store(engine)
         write(writer, 3)
 
-        def handle(message: Message) -> None:
+        def handle(message: Message, *_: Any) -> None:
             handled.append(message.data["n"])
 
-        with store_on(driver, url) as store, running(consumer_on(store, "account", handle, "mailer", record_every=1)):
+        with (
+            store_on(driver, url, **pool) as store,
+            running(consumer_on(store, "account", handle, "mailer", **options)),
+        ):
             wait_for(lambda: handled == [0, 1, 2])
             # A backend that is killed takes the whole server down, which recovers as after a power cut.
             with engine.connect() as connection:
@@ -1010,6 +1177,59 @@ def test_a_server_that_crashes_and_starts_again_is_waited_for(driver: str) -> No
             wait_for(lambda: handled[-1] == 9)
         engine.dispose()
     assert sorted(set(handled)) == [0, 1, 2, 9]
+
+
+def test_a_connection_of_the_handlers_that_a_restart_left_dead_is_no_failure(store: Store, messagedb_url: str) -> None:
+    """The consumer has connected again long before; the handler's pool finds out with the next message."""
+    own, consumers = Store.from_url(messagedb_url), Store.from_url(messagedb_url)
+    handled: list[int] = []
+
+    def handle(message: Message) -> None:
+        own.stream_version("account-1")
+        handled.append(message.data["n"])
+
+    with running(Consumer(consumers, "account", handle, "mailer")):
+        write(store, 1)
+        wait_for(lambda: handled == [0])
+        terminate_all(store.engine)
+        time.sleep(0.5)
+        write(store, 1, first=1)
+        wait_for(lambda: handled == [0, 1])
+    own.engine.dispose()
+    consumers.engine.dispose()
+
+
+@pytest.mark.parametrize("record_every", [None, 10])
+def test_a_handler_that_costs_its_connection_each_time_is_one_that_fails(
+    store: Store, tables: None, messagedb_url: str, record_every: int | None
+) -> None:
+    write(store, 3)
+    attempts: list[int] = []
+
+    def handle(message: Message, connection: Connection) -> None:
+        connection.execute(insert(orders).values(number=message.data["n"]))
+        attempts.append(message.data["n"])
+        if message.data["n"] == 1:
+            pid = connection.scalars(select(func.pg_backend_pid())).one()
+            with store.engine.connect() as other:
+                other.execute(select(func.pg_terminate_backend(pid)))
+            connection.execute(select(1))
+
+    own = Store.from_url(messagedb_url)
+    consumer = Consumer(
+        own,
+        "account",
+        handle,
+        "mailer",
+        transactional=True,
+        on_failure="park",
+        record_every=record_every,
+    )
+    consumer.run_until_caught_up()
+    assert order_numbers(store) == [0, 2]
+    assert numbers(store.read("account:dead-mailer")) == [1]
+    assert 2 <= attempts.count(1) <= 6
+    own.engine.dispose()
 
 
 def test_a_lost_connection_is_waited_out_on_an_engine_that_installed_the_store(
@@ -1188,6 +1408,37 @@ def test_a_slot_can_be_given_up_while_a_message_of_it_waits_to_be_tried_again(st
         each.engine.dispose()
     # What the one that waits holds is what is left.
     assert {consumer_group_member(f"account-{n % 3}", 4) for n in left} <= {consumer_group_member("account-0", 4)}
+
+
+def test_one_session_for_two_processes_is_found_out(store: Store) -> None:
+    """As a pooler in transaction mode lends it: each would see just the locks that it took."""
+    with store.engine.connect() as connection:
+        one, other = (Slots(partial(run_alone, connection), [1, 2, 3, 4], 5) for _ in range(2))
+        assert other.share(print) == [0, 1, 2, 3]
+        with pytest.raises(SlotsLost):
+            one.share(print)
+        # It is not for the one to free them.
+        one.leave()
+        assert other.share(print) == []
+        other.leave()
+
+
+def test_a_former_number_of_slots_is_another_one(store: Store) -> None:
+    """Its positions are from before: to go on from them would handle again what was handled since."""
+    write(store, 6)
+    Consumer(store, "account", print, "mailer", slots=2).run_until_caught_up()
+    Consumer(store, "account", print, "mailer", slots=3, position=7).run_until_caught_up()
+    write(store, 6)
+    Consumer(store, "account", print, "mailer", slots=3).run_until_caught_up()
+    with pytest.raises(GroupChanged) as caught:
+        Consumer(store, "account", print, "mailer", slots=2).run_until_caught_up()
+    again: list[Message] = []
+    for _ in range(2):
+        Consumer(
+            store, "account", again.append, "mailer", slots=2, position=caught.value.position
+        ).run_until_caught_up()
+        Consumer(store, "account", again.append, "mailer", slots=2).run_until_caught_up()
+    assert again == []
 
 
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg", "psycopg_async", "asyncpg"])
@@ -1381,6 +1632,23 @@ def test_a_handler_belongs_to_the_trace_of_the_writer(
     assert spans.keys() == {"write account", "handler", "process account"}
     assert len({span.context.trace_id for span in spans.values()}) == 1
     assert spans["handler"].parent == spans["process account"].context
+
+
+def test_a_transaction_that_could_not_commit_is_an_error_of_the_span(store: Store) -> None:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    write(store, 1)
+
+    def handle(message: Message, connection: Connection) -> None:
+        connection.execute(text("CREATE TEMPORARY TABLE once (n int UNIQUE DEFERRABLE INITIALLY DEFERRED)"))
+        connection.execute(text("INSERT INTO once VALUES (1), (1)"))
+
+    traced = Store(store.engine, tracing=Tracing(provider))
+    with pytest.raises(HandlerFailed):
+        Consumer(traced, "account", handle, "mailer", transactional=True).run_until_caught_up()
+    (span,) = exporter.get_finished_spans()
+    assert (span.name, span.status.status_code) == ("process account", StatusCode.ERROR)
 
 
 # Bad input
