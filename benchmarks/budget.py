@@ -8,7 +8,6 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import data
 from contenders import Floor, Ours
@@ -31,6 +30,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from messagedb_sa import functions, install
+from messagedb_sa.arguments import new_ids
 from messagedb_sa.postgres import temporary_database
 from messagedb_sa.schema import message_columns
 
@@ -140,10 +140,10 @@ def _write(access: Access) -> list[Way]:
     names = ("id", "stream_name", "type", "data", "metadata", "expected_version")
 
     def values(number: int) -> tuple[Any, ...]:
-        return str(uuid4()), _stream(number), TYPE, DATA_JSON, METADATA_JSON, None
+        return new_ids(1)[0], _stream(number), TYPE, DATA_JSON, METADATA_JSON, None
 
     def values_with_position(number: int) -> tuple[Any, ...]:
-        return str(uuid4()), _stream(number), MESSAGES + number, TYPE, DATA_JSON, METADATA_JSON
+        return new_ids(1)[0], _stream(number), MESSAGES + number, TYPE, DATA_JSON, METADATA_JSON
 
     def by_name(number: int) -> dict[str, Any]:
         return dict(zip(names, values(number), strict=True))

@@ -1,15 +1,12 @@
-"""What notifications cost a writer, and how soon a consumer sees a message with them and without."""
+"""What notifications cost a writer. (What they save a consumer is measured with consumers.)"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
-from queue import Queue
-from random import Random
-from statistics import median, quantiles
-from threading import Event, Thread
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 
+import consumers
 import data
 from contenders import Batch, Ours
 from measure import Call, Comparison, Samples, in_random_order, seconds_of_threads
@@ -17,21 +14,17 @@ from report import duration, facts, progress, table
 from sizes import Sizes
 from sqlalchemy import NullPool, create_engine
 
-from messagedb_sa import Store, install
+from messagedb_sa import install
 from messagedb_sa.postgres import temporary_database
-from messagedb_sa.waiting import Waiting, listen
 
 OFF, ON, HEARD = "off", "on", "on, and heard"
-POLLING, NOTIFIED = "polls every 100 ms", "is notified"
 THREADS = 16
 STREAMS = 100
 BATCH = 1000
-POLL = 0.1
 
 HOW = """\
-Three stores that differ by the trigger alone took turns: without it, with it, and with it and a session that listens.
-In the rows with threads, each has a category of its own. The consumer reads the category that it hears of, or that it
-polls; the delay is from the writer's return to the end of that read, for writes at random moments.
+Three stores that differ by the trigger alone took turns: without it, with it, and with it and a consumer of another
+category, which listens. In the row with threads, each has a category of its own.
 """
 
 
@@ -46,11 +39,10 @@ def run(server: str, sizes: Sizes) -> str:
         data.settle(*urls.values())
         for url in urls.values():
             data.write_on(10_000, url)
-        stack.enter_context(_consumer(urls[HEARD], "nothing", lambda: None, notified=True))
+        stack.enter_context(consumers.running(urls[HEARD], "nothing", print))
         stores = {name: stack.enter_context(closing(Ours(url, pool_size=THREADS))) for name, url in urls.items()}
         costs = list(_costs(stores, sizes))
-        delays = {kind: _delays(urls[HEARD], kind == NOTIFIED, sizes) for kind in (POLLING, NOTIFIED)}
-    return _report(costs, delays, facts(server, time.monotonic() - began))
+    return _report(costs, facts(server, time.monotonic() - began))
 
 
 def _costs(stores: dict[str, Ours], sizes: Sizes) -> Iterator[tuple[str, Samples]]:
@@ -74,53 +66,7 @@ def _costs(stores: dict[str, Ours], sizes: Sizes) -> Iterator[tuple[str, Samples
     yield work, Samples(seconds)
 
 
-def _delays(url: str, notified: bool, sizes: Sizes) -> list[float]:
-    progress(f"notify: a consumer that {NOTIFIED if notified else POLLING}")
-    random, seen, delays = Random(1), Queue[float](), []
-    category = "notified" if notified else "polled"
-    consumer = _consumer(url, category, lambda: seen.put(time.perf_counter()), notified=notified)
-    with consumer, closing(Ours(url)) as writer:
-        for _ in range(sizes.scaled(200)):
-            time.sleep(random.uniform(POLL, 2 * POLL))
-            writer.write(f"{category}-1")
-            written = time.perf_counter()
-            delays.append(seen.get() - written)
-    return delays
-
-
-@contextmanager
-def _consumer(url: str, category: str, saw: Callable[[], object], *, notified: bool) -> Iterator[None]:
-    """A thread that waits, and reads the category where there may be something."""
-    waiting, ended = Waiting(), Event()
-    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-
-    def consume() -> None:
-        with engine.connect() as connection:
-            store, position = Store(connection), 1
-            if notified:
-                listen(connection)
-            ready.set()
-            while not ended.is_set():
-                heard = waiting.wait(60 if notified else POLL, connection if notified else None)
-                if category in heard or not notified:
-                    for message in store.read_category(category, position):
-                        position = message.global_position + 1
-                        saw()
-
-    ready = Event()
-    thread = Thread(target=consume)
-    thread.start()
-    ready.wait()
-    try:
-        yield
-    finally:
-        ended.set()
-        waiting.wake()
-        thread.join()
-        waiting.close()
-
-
-def _report(costs: list[tuple[str, Samples]], delays: dict[str, list[float]], where: str) -> str:
+def _report(costs: list[tuple[str, Samples]], where: str) -> str:
     rows = []
     for work, samples in costs:
         ratios = [f"{samples.ratio(name, OFF).value:.2f} times" for name in (ON, HEARD)]
@@ -130,8 +76,4 @@ def _report(costs: list[tuple[str, Samples]], delays: dict[str, list[float]], wh
             taken = [duration(samples.median(name)) for name in (OFF, ON, HEARD)]
         rows.append((work, taken[0], *(f"{each} ({ratio})" for each, ratio in zip(taken[1:], ratios, strict=True))))
     cost = table(("work", "notify=off", "notify=on", "notify=on, and a consumer listens"), rows)
-    seen = table(
-        ("a consumer that", "sees a message after", "95% within"),
-        [(kind, duration(median(each)), duration(quantiles(each, n=20)[-1])) for kind, each in delays.items()],
-    )
-    return f"# Notifications\n\n{HOW}\n{cost}\n{seen}\n{where}"
+    return f"# Notifications\n\n{HOW}\n{cost}\n{where}"

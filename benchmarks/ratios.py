@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 import data
 import upstream
@@ -25,6 +24,7 @@ from sqlalchemy import create_engine, make_url
 from sqlalchemy.schema import CreateIndex
 
 from messagedb_sa import install
+from messagedb_sa.arguments import new_ids
 from messagedb_sa.postgres import temporary_database
 from messagedb_sa.schema import consumer_group_index
 
@@ -51,8 +51,8 @@ ITERATED = "journal"
 
 NOT_COMPARED = """\
 The floor is the server's function, called by psycopg2 on an open connection in autocommit mode: no pool, no JSON
-encoded or decoded. Threads and iteration have none: it would be a program of its own. In its place a consumer group has
-our own read of the category from the same position without a group.
+encoded or decoded, ids of the same kind as ours. Threads and iteration have none: it would be a program of its own. In
+its place a consumer group has our own read of the category from the same position without a group.
 
 Each client has the pool that its users get. That of message-db-py keeps one connection open; with 16 threads it opens
 and closes others all the time.
@@ -259,8 +259,7 @@ def _batches(who: Contenders, size: int) -> dict[str, Call]:
     data_json, metadata_json = (f"[{','.join([text] * size)}]" for text in (data.DATA_JSON, data.METADATA_JSON))
 
     def encoded(number: int) -> tuple[str, list[str], str, str]:
-        ids = [str(uuid4()) for _ in range(size)]
-        return batch("batchFloor", number).stream, ids, data_json, metadata_json
+        return batch("batchFloor", number).stream, new_ids(size), data_json, metadata_json
 
     return {
         OURS: Call(who.ours.write_batch, partial(batch, "batchOurs")),

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import budget
 import chart
+import consumers
 import growth
 import notify
 import page
 import ratios
 import upstream
 from report import progress
-from server import server
+from server import server, touch_memory
 from sizes import FULL, QUICK
 
-PARTS = ("ratios", "growth", "budget", "notify")
+PARTS = ("ratios", "growth", "budget", "notify", "consumers")
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -35,6 +36,8 @@ def main() -> None:
         official_sql = upstream.fetch(Path(folder)) if "ratios" in parts else None
         output = asked.output or (Path(tempfile.mkdtemp(prefix="messagedb-benchmarks-")) if asked.quick else RESULTS)
         output.mkdir(parents=True, exist_ok=True)
+        progress("touching memory")
+        touch_memory()
         with server() as url:
             if official_sql is not None:
                 rows, reports["ratios"] = ratios.run(url, official_sql, sizes)
@@ -46,6 +49,8 @@ def main() -> None:
                 reports["budget"] = budget.run(url, sizes)
             if "notify" in parts:
                 reports["notify"] = notify.run(url, sizes)
+            if "consumers" in parts:
+                reports["consumers"] = consumers.run(url, sizes)
     for name, report in reports.items():
         (output / f"{name}.md").write_text(report, encoding="utf-8")
         print(f"\n{report}")

@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
-REPORTS = ("ratios", "budget", "growth", "notify")
+REPORTS = ("ratios", "budget", "growth", "notify", "consumers")
 
 
 @pytest.fixture
