@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sqlalchemy import make_url
 
-from messagedb_sa import NO_STREAM, Store, WrongExpectedVersion
+from messagedb_sa import NO_STREAM, Consumer, Message, Store, WrongExpectedVersion
 from messagedb_sa.postgres import temporary_server
 
 REPOSITORY = Path(__file__).parents[1]
@@ -16,6 +16,11 @@ REPOSITORY = Path(__file__).parents[1]
 
 def show(title: str) -> None:
     print(f"\n== {title}", flush=True)
+
+
+def greet(message: Message) -> None:
+    if message.data["owner"].isalpha():
+        print(f"Hello {message.data['owner']}")
 
 
 def main() -> None:
@@ -53,6 +58,14 @@ def main() -> None:
             messages = store.read_category("account", consumer_group_member=member, consumer_group_size=3)
             streams = sorted({message.cardinal_id or "" for message in messages}, key=int)
             print(f"member {member}: {len(messages)} messages of accounts {', '.join(streams)}")
+
+        show("A consumer hands each message to a handler, and goes on from there the next time")
+        consumer = Consumer(store, "account", {"Opened": greet}, "greeter")
+        print(f"{consumer.run_until_caught_up()} greeted")
+        store.write("account-13", "Opened", {"owner": "Grace"})
+        print(f"{consumer.run_until_caught_up()} greeted")
+        (status,) = store.consumers("account")
+        print(f"{status.identifier} is at global position {status.position}, {status.lag} messages behind")
 
         show("The server stops, and all of it is gone")
         store.engine.dispose()

@@ -228,6 +228,7 @@ class Consuming:
 
     def _run_to_the_end(self, until_caught_up: bool, progress: bool | None) -> None:
         self._handled = 0
+        ended_by: BaseException | None = None
         try:
             self._bar = _progress_bar(progress, self._name)
             with self._host.waiting():
@@ -244,7 +245,11 @@ class Consuming:
                             )
                             break
         except _Lost as lost:
+            ended_by = lost.error
             raise lost.error from None
+        except BaseException as error:
+            ended_by = error
+            raise
         finally:
             if self._bar is not None:
                 self._bar.close()
@@ -256,10 +261,9 @@ class Consuming:
             finally:
                 self._disconnect()
                 self._lanes = []
-                self._log_the_end()
+                self._log_the_end(ended_by)
 
-    def _log_the_end(self) -> None:
-        error = sys.exc_info()[1]
+    def _log_the_end(self, error: BaseException | None) -> None:
         if isinstance(error, Exception):
             # A handler's failure was logged with what it was about.
             level = logging.INFO if isinstance(error, HandlerFailed) else logging.ERROR
