@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, get_origin, overload
 from uuid import UUID
 
 from messagedb_sa import arguments, conversion
@@ -87,7 +87,8 @@ class MessageTypes:
         """
         if cls is None:
             return lambda each: self.register(each, name=name, version=version, encode=encode, decode=decode)
-        if not isinstance(cls, type):
+        # Python 3.10 takes list[int] for one.
+        if not isinstance(cls, type) or get_origin(cls) is not None:
             raise InvalidArgument("cls", cls, "is no class")
         if issubclass(cls, (str, tuple, list)):
             raise InvalidArgument("cls", cls, "its instances would be taken for a message's type, or for (type, data)")
