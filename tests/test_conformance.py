@@ -406,7 +406,7 @@ def test_every_call_is_answered_alike_whatever_our_search_path_is(
                 def __init__(self) -> None:
                     super().__init__(theirs, own, own_without_path)
 
-            run_state_machine_as_test(Both, settings=settings(PROFILE, max_examples=250))
+            run_state_machine_as_test(Both, settings=settings(PROFILE, max_examples=250))  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def test_after_an_adoption_every_call_is_answered_as_if_there_had_been_none(
@@ -431,4 +431,4 @@ def test_after_an_adoption_every_call_is_answered_as_if_there_had_been_none(
                     install.upgrade(adopted)
                     self.look("stream_summary")
 
-            run_state_machine_as_test(Adopted, settings=settings(PROFILE, max_examples=40))
+            run_state_machine_as_test(Adopted, settings=settings(PROFILE, max_examples=40))  # type: ignore[no-untyped-call, unused-ignore]

@@ -169,7 +169,8 @@ def test_its_position_is_where_eventides_consumers_keep_it(
     Consumer(store, category, print, identifier).run_until_caught_up()
     with store.engine.connect() as connection:
         query = text("SELECT type, data FROM message_store.messages WHERE stream_name = :stream")
-        assert connection.execute(query, {"stream": stream}).all() == [("Recorded", {"position": 1})]
+        rows = [tuple(row) for row in connection.execute(query, {"stream": stream})]
+    assert rows == [("Recorded", {"position": 1})]
 
 
 def test_it_goes_on_where_a_consumer_in_another_language_stopped(store: Store) -> None:

@@ -50,7 +50,7 @@ def order_count(store: Store) -> int:
 
 
 def usable(connection: Connection) -> bool:
-    return connection.scalar(select(1)) == 1
+    return bool(connection.scalar(select(1)) == 1)
 
 
 # ---- whose transaction it is
