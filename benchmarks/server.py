@@ -32,8 +32,8 @@ def _own_cores() -> tuple[int, int] | None:
 def touch_memory() -> None:
     """Use some memory, and give it back.
 
-    The host of a virtual machine gives memory when it is used first, at 11 µs a page on the machine of these figures,
-    against 0.2 later: a server whose pages grow into such memory gets a quarter slower in the middle of a run.
+    The host of a virtual machine may give memory only when it is used: at 11 µs a page on the machine of these figures,
+    where at other times it took 2. A server that grew into such memory got a quarter slower in the middle of a run.
     """
     page = mmap.PAGESIZE
     size = min(4 * 2**30, os.sysconf("SC_AVPHYS_PAGES") * page // 2)
