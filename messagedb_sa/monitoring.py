@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from messagedb_sa import arguments, functions, positions
-from messagedb_sa.operations import ALL, Operation, unnested
+from messagedb_sa.operations import ALL, Operation, newest_of_category, unnested
 from messagedb_sa.positions import Place
 from messagedb_sa.schema import messages
 
@@ -170,12 +170,6 @@ _passed_over = case(
     else_=literal_column("'dead'") == func.any(_types),
 )
 _RECORDED = _recorded()
-# Ordered by both, so that messages_category serves it.
-_RECENT = (
-    select(functions.id(messages.c.stream_name), messages.c.global_position)
-    .where(_category == bindparam("category", type_=String()))
-    .order_by(_category.desc(), messages.c.global_position.desc())
-    .limit(literal_column("1000"))
-)
+_RECENT = newest_of_category(1000, functions.id(messages.c.stream_name), messages.c.global_position)
 _WAITING = _waiting(_category == bindparam("category", type_=String()))
 _WAITING_OF_ALL = _waiting(not_(func.coalesce(_passed_over, false())))

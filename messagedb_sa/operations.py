@@ -45,6 +45,7 @@ from sqlalchemy import (
     select,
     text,
     true,
+    tuple_,
     union_all,
 )
 from sqlalchemy.dialects.postgresql import JSONB
@@ -831,6 +832,19 @@ def _write_batch_one_by_one() -> Executable:
     return select(func.max(written.c.position))
 
 
+def newest_of_category(number: int, *columns: ColumnElement[Any]) -> Select[Any]:
+    """These columns of a category's last messages, the newest first."""
+    category, position = functions.category(messages.c.stream_name), messages.c.global_position
+    # Bounds that have both in one are looked up in messages_category, as get_category_messages does.
+    first, last = (tuple_(_text("category"), literal_column(bound)) for bound in ("0", str(2**63 - 1)))
+    return (
+        select(*columns)
+        .where(tuple_(category, position) >= first, tuple_(category, position) <= last)
+        .order_by(category.desc(), position.desc())
+        .limit(literal_column(str(number)))
+    )
+
+
 def _raw_columns_of_messages() -> Iterator[ColumnElement[Any]]:
     for each in _RAW:
         own: ColumnElement[Any] = messages.c[each.name]
@@ -879,14 +893,7 @@ _READ_CATEGORY = select(
 _READ_MEMBER_AND_STREAM_WITHOUT_ID = _read_member_and_stream_without_id()
 _READ_LAST = select(functions.get_last_stream_message(_text("stream_name"), _text("type")).table_valued(*_RAW))
 _END_OF_ALL = select(func.coalesce(func.max(messages.c.global_position), 0))
-# Ordered by both, so that messages_category serves it.
-_end_of_category = (
-    select(messages.c.global_position)
-    .where(functions.category(messages.c.stream_name) == _text("category"))
-    .order_by(functions.category(messages.c.stream_name).desc(), messages.c.global_position.desc())
-    .limit(literal_column("1"))
-)
-_END_OF_CATEGORY = select(func.coalesce(_end_of_category.scalar_subquery(), 0))
+_END_OF_CATEGORY = select(func.coalesce(newest_of_category(1, messages.c.global_position).scalar_subquery(), 0))
 _STREAM_VERSION = select(functions.stream_version(_text("stream_name")))
 _identifier = functions.id(messages.c.stream_name).collate("C")
 _STREAM_IDENTIFIERS = (

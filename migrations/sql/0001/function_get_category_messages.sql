@@ -45,7 +45,7 @@ BEGIN
       OPERATOR(pg_catalog.=) 0
     AND debugging IS NOT TRUE
   THEN
-    -- The same query as below. PostgreSQL keeps what it parsed and planned of this one: a fifth of the time of a short read.
+    -- The same query as below. PostgreSQL keeps what it parsed and planned of this one: a third of the time of a short read.
     RETURN QUERY
       SELECT m.id::varchar, m.stream_name::varchar, m.type::varchar, m."position", m.global_position,
         m.data::varchar, m.metadata::varchar, m."time"
