@@ -274,21 +274,19 @@ class Consuming:
     # Connecting
 
     def _start(self) -> None:
-        if self._host.transactional:
-            with self._host.engine.connect() as connection:
-                driver: Any = connection.connection.dbapi_connection
-                if driver.autocommit:
-                    raise InvalidArgument(
-                        "transactional", True, "the engine is in autocommit mode, without transactions"
-                    )
         self._connect()
         self._log(logging.INFO, "started")
 
     def _connect(self) -> None:
         """A session that lasts: it reads, records, and holds what a session holds. Not the pool's any more, which may
         give the ones it has to handlers."""
-        self._connection = self._host.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        self._driver = self._connection.connection.dbapi_connection
+        connection = self._host.engine.connect()
+        driver: Any = connection.connection.dbapi_connection
+        if self._host.transactional and driver.autocommit:
+            connection.close()
+            raise InvalidArgument("transactional", True, "the engine is in autocommit mode, without transactions")
+        self._connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        self._driver = driver
         try:
             self._listens = self._run(HAS_NOTIFY)
             if self._listens:

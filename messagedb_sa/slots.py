@@ -82,7 +82,7 @@ class Slots:
 
     def __init__(self, run: _Run, keys: Sequence[int], presence: int) -> None:
         self.held: list[int] = []
-        self.are_lost = False
+        self._are_lost = False
         self._run = run
         self._keys = keys
         self._presence = presence
@@ -99,7 +99,7 @@ class Slots:
         own = {key for key, _, is_own, _ in holders if is_own}
         signatures = {signature for *_, signature in holders}
         if own != {self._presence, *(self._keys[slot] for slot in self.held)} or signatures != {self._signature}:
-            self.are_lost = True
+            self._are_lost = True
             raise SlotsLost(sorted(self.held))
         quota = self._quota(sorted((pid, is_own) for key, pid, is_own, _ in holders if key == self._presence))
         while len(self.held) > quota:
@@ -120,7 +120,7 @@ class Slots:
 
     def leave(self) -> None:
         """Free them now, not when the server sees the session's end. Locks that are lost are somebody else's."""
-        if not self.are_lost:
+        if not self._are_lost:
             self._run(Operation(_LEAVE, {}, list))
 
     def _quota(self, processes: list[tuple[int, bool]]) -> int:

@@ -1403,7 +1403,6 @@ def test_a_slot_can_be_given_up_while_a_message_of_it_waits_to_be_tried_again(st
         taken: list[Message] = []
         with running(Consumer(stores[1], "account", taken.append, "mailer", slots=4)):
             wait_for(lambda: taken)
-            stores[0].write("account-0", "Opened", {"n": 30})
         left = set(range(30)) - set(failing.numbers) - set(numbers(taken))
     for each in stores:
         each.engine.dispose()
