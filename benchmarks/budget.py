@@ -1,8 +1,7 @@
-"""Where the time of a call goes: what is ours, SQLAlchemy's, the driver's and the server's, by subtraction."""
+"""Where the time of a call goes: to this package, SQLAlchemy, the driver and the server, by subtraction."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import data
-from contenders import Floor, Ours
+from contenders import BareDriver, Ours
 from data import DATA_JSON, METADATA_JSON, TYPE
 from measure import Call, Comparison
-from report import facts, progress, table
+from report import page, progress, table
 from sizes import Sizes
 from sqlalchemy import (
     BigInteger,
@@ -30,9 +29,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from messagedb_sa import functions, install
-from messagedb_sa.arguments import new_ids
-from messagedb_sa.postgres import temporary_database
+from messagedb_sa._ids import new_ids
 from messagedb_sa.schema import message_columns
+from messagedb_sa.testing import temporary_database
 
 CATEGORY = "account"
 MESSAGES = 100_000
@@ -41,18 +40,18 @@ LENGTH = 1000
 STREAMS = MESSAGES // LENGTH
 
 HOW = f"""\
-Each line is the difference between two ways to do the same: the one that it names, and the one of the line below it,
-which does without what the line is called. So the lines add up to the whole call. The ways took turns in one run, on
-one store of {MESSAGES:,} messages in {STREAMS} streams; the times are medians of the rounds, in microseconds, and a
-line of a few is within the noise.
+Each line compares two ways to do the same work: its own way, and the way of the next line, which does it without the
+part that the line is named after. The part's time is the difference, so all parts add up to the whole call. The ways
+were measured alternately in one run, on one store of {MESSAGES:,} messages in {STREAMS} streams. The times are medians
+of the rounds, in microseconds. A part of a few microseconds is within the noise.
 """
 
 
 class Way(NamedTuple):
-    """A way to do the work, and what it has that the next one does without."""
+    """A way to do the work, and the part that it has and the next way does not have."""
 
-    how: str
-    has: str
+    name: str
+    part: str
     call: Call
 
 
@@ -60,17 +59,16 @@ class Way(NamedTuple):
 class Access:
     ours: Ours
     engine: Engine
-    """SQLAlchemy at its leanest: one round trip for a call, and none for the return to the pool."""
+    """SQLAlchemy with as few round trips as possible: one for a call, and none for the return to the pool."""
     observed: Ours
-    """On an engine that something listens to."""
-    bare: Floor
-    unflushed: Floor
-    """As ``bare``, with synchronous_commit off."""
+    """On an engine with an event listener."""
+    bare: BareDriver
+    unflushed: BareDriver
+    """The same as ``bare``, with synchronous_commit off."""
 
 
 def run(server: str, sizes: Sizes) -> str:
-    """The report."""
-    began = time.monotonic()
+    """Measure, and return the report."""
     with temporary_database(server) as url, ExitStack() as stack:
         progress(f"budget: loading {MESSAGES:,} messages")
         engine = create_engine(url)
@@ -85,45 +83,44 @@ def run(server: str, sizes: Sizes) -> str:
             stack.enter_context(closing(Ours(url))),
             lean,
             stack.enter_context(closing(observed)),
-            stack.enter_context(closing(Floor(url))),
-            stack.enter_context(closing(Floor(url))),
+            stack.enter_context(closing(BareDriver(url))),
+            stack.enter_context(closing(BareDriver(url))),
         )
         access.unflushed.cursor.execute("SET synchronous_commit = off")
         _copy_table(access.unflushed)
         data.settle(url)
-        seen = access.observed
         sections = [
-            _section("One write", _write(access), Call(seen.write, _stream), 10, sizes.scaled(200)),
+            _section("One write", _write(access), Call(observed.write, _stream), 10, sizes.scaled(200)),
             _section(
                 "One read_last_message",
                 _read_last(access),
-                Call(seen.read_last_message, _stream),
+                Call(observed.read_last_message, _stream),
                 10,
                 sizes.scaled(200),
             ),
             _section(
                 "One read_stream of 1,000 messages",
                 _read_stream(access),
-                Call(seen.read_stream, _stream),
+                Call(observed.read_stream, _stream),
                 2,
                 sizes.scaled(150),
             ),
         ]
-    return "\n".join(["# Budget\n", HOW, *sections, facts(server, time.monotonic() - began)])
+    return page("Budget", "\n".join(sections), HOW)
 
 
 def _section(title: str, ways: Sequence[Way], observed: Call, block: int, rounds: int) -> str:
     progress(f"budget: {title}")
-    samples = Comparison({**{way.how: way.call for way in ways}, OBSERVED: observed}, block).run(rounds)
-    taken = [samples.median(way.how) * 1e6 for way in ways]
+    samples = Comparison({**{way.name: way.call for way in ways}, OBSERVED: observed}, block).run(rounds)
+    times = [samples.median(way.name) * 1e6 for way in ways]
     rows = [
-        [way.has, f"{its - below:.0f}", f"{(its - below) / taken[0]:.0%}", way.how, f"{its:.0f}"]
-        for way, (its, below) in zip(ways, pairwise([*taken, 0.0]), strict=True)
+        [way.part, f"{own - following:.0f}", f"{(own - following) / times[0]:.0%}", way.name, f"{own:.0f}"]
+        for way, (own, following) in zip(ways, pairwise([*times, 0.0]), strict=True)
     ]
-    rows.append(["**all of it**", f"**{taken[0]:.0f}**", "", "", ""])
-    header = ["part", "µs", "share", "is this way, less the one below", "which takes"]
-    more = samples.median(OBSERVED) * 1e6 - taken[0]
-    return f"## {title}\n\n{table(header, rows)}\nWhere something listens to the engine, {more:.0f} µs more.\n"
+    rows.append(["**whole call**", f"**{times[0]:.0f}**", "", "", ""])
+    header = ["part", "µs", "share", "way with this part", "its whole time, µs"]
+    more = samples.median(OBSERVED) * 1e6 - times[0]
+    return f"## {title}\n\n{table(header, rows)}\nIf the engine has an event listener, it takes {more:.0f} µs more.\n"
 
 
 def _write(access: Access) -> list[Way]:
@@ -153,10 +150,10 @@ def _write(access: Access) -> list[Way]:
     return [
         Way("Store.write", "this package", Call(access.ours.write, _stream)),
         _pooled(access, statement, by_name),
-        Way("write_message by psycopg2", "flush of the write-ahead log", _call(access.bare, function, values)),
+        Way("write_message with psycopg2", "flush of the write-ahead log", _call(access.bare, function, values)),
         Way(
             "the same, synchronous_commit off",
-            "write_message around its INSERT: PL/pgSQL, the category's lock, the stream's version",
+            "write_message without its INSERT: PL/pgSQL, the category's lock, the stream's version",
             _call(access.unflushed, function, values),
         ),
         Way(
@@ -166,16 +163,16 @@ def _write(access: Access) -> list[Way]:
         ),
         Way(
             "the same, the copy without indexes",
-            "the row in table and log, commit",
+            "the row in the table and the log, commit",
             _call(access.unflushed, insert_into.format("bare"), values_with_position),
         ),
-        *_nothing(access, values),
+        *_round_trip(access, values),
     ]
 
 
 def _read_last(access: Access) -> list[Way]:
     statement = select(functions.get_last_stream_message(bindparam("stream_name", type_=String())).table_valued(*_RAW))
-    # Planned once, as get_last_stream_message's is.
+    # Prepared, so that it is planned once, as the query in get_last_stream_message is.
     access.bare.cursor.execute(
         f"PREPARE last_message (varchar) AS SELECT {_COLUMNS} FROM message_store.messages"
         " WHERE stream_name = $1 ORDER BY position DESC LIMIT 1"
@@ -184,16 +181,16 @@ def _read_last(access: Access) -> list[Way]:
         Way("Store.read_last_message", "this package", Call(access.ours.read_last_message, _stream)),
         _pooled(access, statement, lambda number: {"stream_name": _stream(number)}),
         Way(
-            "get_last_stream_message by psycopg2",
+            "get_last_stream_message with psycopg2",
             "PL/pgSQL",
             _call(access.bare, "SELECT * FROM message_store.get_last_stream_message(%s)", _stream_value),
         ),
         Way(
-            "its query, prepared, by psycopg2",
-            "the query, its row",
+            "its query, prepared, with psycopg2",
+            "the query and its row",
             _call(access.bare, "EXECUTE last_message (%s)", _stream_value),
         ),
-        *_nothing(access, _stream_value),
+        *_round_trip(access, _stream_value),
     ]
 
 
@@ -217,16 +214,16 @@ def _read_stream(access: Access) -> list[Way]:
         Way("Store.read_stream", "this package", Call(access.ours.read_stream, _stream)),
         _pooled(access, statement, by_name),
         Way(
-            "get_stream_messages by psycopg2",
-            "1,000 rows through the socket and into tuples",
+            "get_stream_messages with psycopg2",
+            "1,000 rows sent through the socket and made into tuples",
             _call(access.bare, f"SELECT * FROM {function}", values),
         ),
         Way(
-            "the same, counted by the server",
-            "get_stream_messages: PL/pgSQL, its query, JSON and ids made text",
+            "the same, but the server only counts the rows",
+            "get_stream_messages: PL/pgSQL, its query, JSON and ids converted to text",
             _call(access.bare, f"SELECT count(x) FROM {function} x", values),
         ),
-        *_nothing(access, values),
+        *_round_trip(access, values),
     ]
 
 
@@ -247,23 +244,23 @@ def _pooled(access: Access, statement: Executable, parameters: Any) -> Way:
     )
 
 
-def _nothing(access: Access, values: Any) -> list[Way]:
-    """What remains: the way to the server and back."""
+def _round_trip(access: Access, values: Any) -> list[Way]:
+    """The last two ways of each section: a statement that does nothing, with and without parameters."""
     number = len(values(0))
-    # Bound by the driver and sent, with nothing for the server to do.
+    # The driver binds and sends the parameters, and the server ignores them.
     ignored = f"SELECT 1 /* {' '.join(['%s'] * number)} */"
     return [
         Way(
-            "SELECT 1 by psycopg2, with the parameters in a comment",
+            "SELECT 1 with psycopg2, with the parameters in a comment",
             "parameters bound and sent",
             _call(access.bare, ignored, values),
         ),
-        Way("SELECT 1 by psycopg2", "driver and round trip", _call(access.bare, "SELECT 1", lambda _: ())),
+        Way("SELECT 1 with psycopg2", "driver and round trip", _call(access.bare, "SELECT 1", lambda _: ())),
     ]
 
 
-def _call(floor: Floor, statement: str, values: Any) -> Call:
-    return Call(lambda parameters: floor.run(statement, *parameters), values)
+def _call(driver: BareDriver, statement: str, values: Any) -> Call:
+    return Call(lambda parameters: driver.run(statement, *parameters), values)
 
 
 def _stream(number: int) -> str:
@@ -274,13 +271,13 @@ def _stream_value(number: int) -> tuple[str]:
     return (_stream(number),)
 
 
-def _copy_table(floor: Floor) -> None:
-    floor.cursor.execute("CREATE SCHEMA copy")
+def _copy_table(driver: BareDriver) -> None:
+    driver.cursor.execute("CREATE SCHEMA copy")
     for name, including in (("indexed", "INCLUDING DEFAULTS INCLUDING INDEXES"), ("bare", "INCLUDING DEFAULTS")):
-        floor.cursor.execute(f"CREATE TABLE copy.{name} (LIKE message_store.messages {including})")
-        floor.cursor.execute(f"INSERT INTO copy.{name} SELECT * FROM message_store.messages")
-        # write_message's own statements are planned once a session, too.
-        floor.cursor.execute(
+        driver.cursor.execute(f"CREATE TABLE copy.{name} (LIKE message_store.messages {including})")
+        driver.cursor.execute(f"INSERT INTO copy.{name} SELECT * FROM message_store.messages")
+        # Prepared, since the statements in write_message are planned once a session too.
+        driver.cursor.execute(
             f"PREPARE insert_into_{name} (uuid, text, bigint, text, jsonb, jsonb) AS"
             f" INSERT INTO copy.{name} (id, stream_name, position, type, data, metadata)"
             " VALUES ($1, $2, $3, $4, $5, $6) RETURNING position"

@@ -1,4 +1,4 @@
-"""The charts: SVG that is the same for the same numbers, on white, so that it can be read on any page."""
+"""Draw the charts as SVG: the same file for the same numbers, on white so that it is readable on any page."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from ratios import EVENTS, FLOOR, OURS, RIVAL, Row
+from ratios import BARE, EVENTS, MESSAGE_DB_PY, OURS, Row
 
 mpl.use("svg")
 mpl.rcParams["svg.hashsalt"] = "messagedb_sa"
 
-COLORS = {OURS: "#1f5fa8", FLOOR: "#b8b8b8", EVENTS: "#e08a2c"}
+COLORS = {OURS: "#1f5fa8", BARE: "#b8b8b8", EVENTS: "#e08a2c"}
 
 
 def ratios(rows: Sequence[Row], path: Path) -> None:
-    """Bars of speed, message-db-py's being 1."""
+    """A bar chart of speeds, relative to message-db-py."""
     figure = Figure(figsize=(9, 0.62 * len(rows) + 1.2), layout="constrained")
     axes = figure.subplots()
     thickness = 0.27
-    for place, row in enumerate(rows):
+    for row_number, row in enumerate(rows):
         speeds = _speeds(row)
         for number, (name, speed) in enumerate(speeds.items()):
-            at = place + (number - (len(speeds) - 1) / 2) * thickness
-            axes.barh(at, speed - 1, thickness, left=1, color=COLORS[name])
-            shown = f" {speed:.2f} "
-            axes.text(speed, at, shown, va="center", ha="left" if speed >= 1 else "right", fontsize=8)
+            y = row_number + (number - (len(speeds) - 1) / 2) * thickness
+            axes.barh(y, speed - 1, thickness, left=1, color=COLORS[name])
+            label = f" {speed:.2f} "
+            axes.text(speed, y, label, va="center", ha="left" if speed >= 1 else "right", fontsize=8)
     for name, color in COLORS.items():
-        axes.barh(0, 0, color=color, label="bare psycopg2" if name == FLOOR else name)
+        axes.barh(0, 0, color=color, label=name)
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xscale("log")
     axes.set_xticks([1, 2, 5, 10, 20], ["1", "2", "5", "10", "20"])
@@ -37,7 +37,7 @@ def ratios(rows: Sequence[Row], path: Path) -> None:
     axes.margins(x=0.12, y=0.01)
     axes.set_yticks(range(len(rows)), [row.work for row in rows])
     axes.invert_yaxis()
-    axes.set_xlabel(f"times as fast as {RIVAL} (logarithmic)")
+    axes.set_xlabel(f"times as fast as {MESSAGE_DB_PY} (logarithmic)")
     figure.legend(loc="outside upper center", ncols=len(COLORS), frameon=False)
     _save(figure, axes, path)
 
@@ -45,15 +45,15 @@ def ratios(rows: Sequence[Row], path: Path) -> None:
 def _speeds(row: Row) -> dict[str, float]:
     ours = row.faster.value
     speeds = {OURS: ours}
-    if row.has_floor and row.slower is not None:
-        speeds[FLOOR] = ours * row.slower.value
+    if row.slower is not None:
+        speeds[BARE] = ours * row.slower.value
     if row.than_events is not None:
         speeds[EVENTS] = ours / row.than_events.value
     return speeds
 
 
 def growth(seconds: Mapping[str, Mapping[int, float]], path: Path) -> None:
-    """Lines of the time a call takes, by the number of messages in the store."""
+    """A line chart of the time of a call, by the number of messages in the store."""
     figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     for work, by_size in seconds.items():

@@ -1,11 +1,12 @@
-"""How many messages a second a consumer hands over, and how soon after its commit a message is handled."""
+"""How many messages a second a consumer passes to its handler, and how soon after the commit a message is handled."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from itertools import count
 from queue import Queue
 from random import Random
@@ -13,55 +14,62 @@ from statistics import median, quantiles
 from threading import Thread
 from typing import Any
 
+import calibration
 import data
 from contenders import Ours
-from measure import in_random_order
-from report import duration, facts, progress, table
+from measure import Ratio, Samples, alternately
+from report import page, progress, table, verdict
 from sizes import Sizes
 from sqlalchemy import Connection, NullPool, create_engine, make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from messagedb_sa import AsyncConsumer, AsyncStore, Consumer, Message, Store, install
-from messagedb_sa.postgres import temporary_database
+from messagedb_sa.testing import temporary_database
 
-KINDS = ("Consumer", "AsyncConsumer")
-TOGETHER = (1, 10, 100, 1000)
+HANDLED, ITERATED = "handled", "iterated"
+TRANSACTION_SIZES = (1, 10, 100, 1000)
 POLLING, NOTIFIED = "polls every 100 ms", "is notified"
-BOUND = 0.7
+BOUNDS = {"Consumer": 0.7, "AsyncConsumer": 0.85}
+NOTIFIED_BOUND = 0.002
 
-HOW = """\
-A handler that does nothing, against a loop over iter_category that does nothing; positions are recorded as ever. They
-take turns, each time from the start of the category. The asynchronous ones are on psycopg 3, with a coroutine for a
-handler.
+HANDLING = """\
+A consumer whose handler does nothing, compared with a loop over `iter_category` that does nothing:
 """
 EXACTLY_ONCE = """\
-With transactional=True, a handler that inserts a row: so many messages to a transaction, by record_every.
+With `transactional=True`, a handler that inserts a row, and `record_every` as the number of messages in a transaction:
 """
 DELAY = """\
-The delay is from the return of write in one thread to the begin of the handler in another, for single writes at random
-moments: 0 where the handler is first.
+How soon a message is handled after `write` returned:
+"""
+HOW = """\
+The consumer records its positions as usual. Consumer and loop are measured alternately, each time from the start of the
+category. The asynchronous ones use psycopg 3, and the handler is a coroutine function.
+
+The delay is the time from the return of write in one thread to the start of the handler in another thread, for single
+writes at random times. If the handler starts before write returns, the delay is 0.
 """
 
 
 def run(server: str, sizes: Sizes) -> str:
-    began = time.monotonic()
-    size = sizes.grouped // 4
+    """Measure, and return the report."""
+    size = sizes.consumed
     with temporary_database(server) as url:
         install.upgrade(create_engine(url, poolclass=NullPool))
         data.load(url, data.category("account", size, 100))
         data.settle(url)
-        progress(f"consumers: {size:,} messages handed over")
-        seconds = _throughput(url, size, sizes)
+        progress(f"consumers: handling {size:,} messages")
+        throughput = _throughput(url, size, sizes)
         exactly_once = _exactly_once(url, sizes)
         delays = {}
         for kind in (POLLING, NOTIFIED):
-            progress(f"consumers: one that {kind}")
+            progress(f"consumers: the delay of a consumer that {kind}")
             install.upgrade(create_engine(url, poolclass=NullPool), notify=kind == NOTIFIED)
-            delays[kind] = _delays(url, kind, sizes.scaled(300))
-    return _report(size, seconds, exactly_once, delays, facts(server, time.monotonic() - began))
+            calibration.take()
+            delays[kind] = _delays(url, kind, sizes.scaled(150))
+    return _report(size, throughput, exactly_once, delays)
 
 
-def _throughput(url: str, size: int, sizes: Sizes) -> dict[str, list[float]]:
+def _throughput(url: str, size: int, sizes: Sizes) -> dict[str, Samples]:
     identifiers = (f"bench-{number}" for number in count())
     engine = create_engine(url)
     loop = asyncio.new_event_loop()
@@ -81,75 +89,75 @@ def _throughput(url: str, size: int, sizes: Sizes) -> dict[str, list[float]]:
         consumer = AsyncConsumer(async_store, "account", handle, next(identifiers))
         return loop.run_until_complete(consumer.run_until_caught_up(progress=False))
 
-    ways: dict[str, Any] = {
-        "iter Consumer": lambda: sum(1 for _ in store.iter_category("account")),
-        "Consumer": consume,
-        "iter AsyncConsumer": lambda: loop.run_until_complete(iterate()),
-        "AsyncConsumer": consume_asynchronously,
+    ways: dict[str, dict[str, Callable[[], int]]] = {
+        "Consumer": {HANDLED: consume, ITERATED: lambda: sum(1 for _ in store.iter_category("account"))},
+        "AsyncConsumer": {HANDLED: consume_asynchronously, ITERATED: lambda: loop.run_until_complete(iterate())},
     }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for number in range(sizes.scaled(15) + 1):
-        for name in in_random_order(ways):
-            began = time.perf_counter()
-            handled = ways[name]()
-            taken = time.perf_counter() - began
-            assert handled == size, f"{name}: {handled} messages instead of {size}"
-            if number > 0:
-                seconds[name].append(taken)
+    samples = {
+        kind: alternately({name: partial(_seconds, call, size) for name, call in calls.items()}, sizes.scaled(10))
+        for kind, calls in ways.items()
+    }
     engine.dispose()
     loop.run_until_complete(async_engine.dispose())
     loop.close()
-    return seconds
+    return samples
 
 
-def _exactly_once(url: str, sizes: Sizes) -> dict[int, list[float]]:
-    """Messages a second, by the number of messages in a transaction."""
-    progress("consumers: exactly once, by the number of messages in a transaction")
+def _seconds(call: Callable[[], int], size: int) -> float:
+    began = time.perf_counter()
+    handled = call()
+    taken = time.perf_counter() - began
+    assert handled == size, f"{handled} messages instead of {size}"
+    return taken
+
+
+def _exactly_once(url: str, sizes: Sizes) -> Samples:
+    """Seconds a message, by the number of messages in a transaction."""
+    progress("consumers: exactly once, with several numbers of messages in a transaction")
     engine = create_engine(url)
     with engine.begin() as connection:
         connection.execute(text("CREATE TABLE handled (message uuid)"))
-    rates: dict[int, list[float]] = {together: [] for together in TOGETHER}
-    ways = {str(together): together for together in TOGETHER}
-    for number in range(sizes.scaled(7) + 1):
-        for name in in_random_order(ways):
-            rate = _rate(Store(engine), f"{name}-{number}", ways[name])
-            if number > 0:
-                rates[ways[name]].append(rate)
+    identifiers = (f"once-{number}" for number in count())
+    calls = {
+        f"{size:,}": partial(_seconds_a_message, Store(engine), identifiers, size, sizes.counted_seconds)
+        for size in TRANSACTION_SIZES
+    }
+    samples = alternately(calls, sizes.scaled(5))
     engine.dispose()
-    return rates
+    return samples
 
 
-def _rate(store: Store, identifier: str, together: int) -> float:
-    """Over a second, from the start of the category."""
+def _seconds_a_message(store: Store, identifiers: Iterator[str], transaction_size: int, seconds: float) -> float:
+    """Measured for some time from the start of the category."""
     insert = text("INSERT INTO handled VALUES (:id)")
-    handled, until = 0, time.perf_counter() + 1
+    handled, began = 0, time.perf_counter()
 
     def handle(message: Message, connection: Connection) -> None:
         nonlocal handled
         connection.execute(insert, {"id": message.id})
         handled += 1
-        if time.perf_counter() > until:
+        if time.perf_counter() - began > seconds:
             consumer.stop()
 
-    consumer = Consumer(store, "account", handle, identifier, transactional=True, record_every=together)
+    consumer = Consumer(store, "account", handle, next(identifiers), transactional=True, record_every=transaction_size)
     consumer.run(handle_signals=False)
-    return handled / (time.perf_counter() - until + 1)
+    return (time.perf_counter() - began) / handled
 
 
 def _delays(url: str, kind: str, messages: int) -> list[float]:
     random, delays = Random(1), []
-    entered = Queue[float]()
+    handler_starts = Queue[float]()
     category = "notified" if kind == NOTIFIED else "polled"
     with (
-        running(url, category, lambda message: entered.put(time.perf_counter())),
+        running(url, category, lambda message: handler_starts.put(time.perf_counter())),
         closing(Ours(url)) as writer,
     ):
         for number in range(messages + 1):
-            time.sleep(random.uniform(0.02, 0.3))
+            time.sleep(random.uniform(0.02, 0.15))
             writer.write(f"{category}-1")
             written = time.perf_counter()
-            delay = entered.get() - written
-            # A consumer trusts notifications once it has heard one.
+            delay = handler_starts.get() - written
+            # The first does not count: the consumer may have just begun to wait.
             if number > 0:
                 delays.append(max(0.0, delay))
     return delays
@@ -157,7 +165,7 @@ def _delays(url: str, kind: str, messages: int) -> list[float]:
 
 @contextmanager
 def running(url: str, category: str, handler: Any) -> Iterator[None]:
-    """A consumer in a thread."""
+    """Run a consumer in a thread during the block."""
     engine = create_engine(url, poolclass=NullPool)
     consumer = Consumer(Store(engine), category, handler, "bench")
     thread = Thread(target=consumer.run)
@@ -171,31 +179,39 @@ def running(url: str, category: str, handler: Any) -> Iterator[None]:
 
 def _report(
     size: int,
-    seconds: dict[str, list[float]],
-    exactly_once: dict[int, list[float]],
+    throughput: dict[str, Samples],
+    exactly_once: Samples,
     delays: dict[str, list[float]],
-    where: str,
 ) -> str:
     rows = []
-    for kind in KINDS:
-        shares = [iterating / its for iterating, its in zip(seconds[f"iter {kind}"], seconds[kind], strict=True)]
-        low, share, high = quantiles(shares, n=4, method="inclusive")
-        iterating, handed = (f"{size / median(seconds[name]):,.0f}" for name in (f"iter {kind}", kind))
-        bound = f"at least {BOUND:.0%}" if share >= BOUND else f"**falls short** of {BOUND:.0%}"
-        rows.append((kind, handed, iterating, f"{share:.0%} ({low:.0%} to {high:.0%})", bound))
-    header = ("", "messages a second", "iterating the category", "of that", "bound")
-    handed_over = table(header, rows)
+    for kind, samples in throughput.items():
+        share = samples.ratio(ITERATED, HANDLED)
+        handled, iterating = (f"{size / samples.median(name):,.0f}" for name in (HANDLED, ITERATED))
+        bound = verdict(f"at least {BOUNDS[kind]:.0%}", round(share.value, 2) >= BOUNDS[kind])
+        rows.append((kind, handled, iterating, _percent(share), bound))
+    header = ("", "messages a second", "loop over iter_category", "share of the loop's speed", "bound")
+    handling = table(header, rows)
     delay = table(
-        ("a consumer that", "handles after, median", "99th percentile"),
-        [(kind, duration(median(each)), duration(quantiles(each, n=100)[-1])) for kind, each in delays.items()],
-    )
-    alone = exactly_once[1]
-    in_transactions = table(
-        ("messages to a transaction", "messages a second", "times one"),
+        ("a consumer that", "99th percentile", "median delay", "bound"),
         [
-            (str(together), f"{median(rates):,.0f}", f"{median(a / b for a, b in zip(rates, alone, strict=True)):.1f}")
-            for together, rates in exactly_once.items()
+            (
+                kind,
+                *(f"{each * 1e3:.1f} ms" for each in (quantiles(delays[kind], n=100)[-1], median(delays[kind]))),
+                verdict("at most 2 ms", median(delays[kind]) <= NOTIFIED_BOUND) if kind == NOTIFIED else "",
+            )
+            for kind in delays
         ],
     )
-    parts = HOW, handed_over, EXACTLY_ONCE, in_transactions, DELAY, delay, where
-    return "\n".join(["# Consumers\n", *parts])
+    singly, *_ = exactly_once.seconds
+    in_transactions = table(
+        ("messages in a transaction", "messages a second", "times as fast as 1"),
+        [
+            (number, f"{1 / exactly_once.median(number):,.0f}", f"{exactly_once.ratio(singly, number).value:.1f}")
+            for number in exactly_once.seconds
+        ],
+    )
+    return page("Consumers", "\n".join([HANDLING, handling, EXACTLY_ONCE, in_transactions, DELAY, delay]), HOW)
+
+
+def _percent(share: Ratio) -> str:
+    return f"{share.value:.0%} ({share.low:.0%} to {share.high:.0%}{', wide' if share.is_wide else ''})"

@@ -1,4 +1,4 @@
-"""Who is compared, each doing the same work in its own way."""
+"""The clients that are compared. Each does the same work through its own interface."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from message_db.connection import ConnectionPool  # type: ignore[import-untyped]
 from sqlalchemy import create_engine, make_url
 
 from messagedb_sa import Store
-from messagedb_sa.arguments import new_ids
-from messagedb_sa.json_text import STANDARD, JSONCodec
+from messagedb_sa._ids import new_ids
+from messagedb_sa.store._json_codec import STANDARD
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Batch:
     stream: str
     size: int
     first: int = 0
-    """The position of its first message, which the eventsourcing package has to be told."""
+    """The position of its first message. The eventsourcing package needs it."""
 
     @cached_property
     def messages(self) -> list[tuple[str, Any, Any]]:
@@ -36,8 +36,8 @@ class Ours:
     def __init__(self, url: str, *, combine_writes: bool = False, msgspec: bool = True, **engine_options: Any) -> None:
         self.store = Store(create_engine(url, **engine_options), combine_writes=combine_writes)
         if not msgspec:
-            # As where it is not installed.
-            self.store._operations._codec = JSONCodec(self.store.engine.dialect, STANDARD)
+            # The codec that is used if msgspec is not installed.
+            self.store._operations._codec._library = STANDARD
 
     def close(self) -> None:
         self.store.engine.dispose()
@@ -91,8 +91,8 @@ class MessageDBPy:
         return self.client.read_category(category, position, 1000, member, size)
 
 
-class Floor:
-    """The server's function, called on an open psycopg2 connection: nothing encoded or decoded but the driver's own."""
+class BareDriver:
+    """Calls the server's functions on an open psycopg2 connection. It does not encode or decode JSON."""
 
     def __init__(self, url: str) -> None:
         self.connection = connect(url)
@@ -140,9 +140,9 @@ class Floor:
 
 
 class EventSourcing:
-    """The recorder of the eventsourcing package that gives events one order in the whole store, as Message DB does.
+    """The recorder of the eventsourcing package that orders all events of the store, as Message DB does.
 
-    With the pool that the package's own factory makes. It takes and gives bytes: nothing is encoded or decoded.
+    It has the pool that the package's own factory makes. Events are bytes: nothing is encoded or decoded.
     """
 
     def __init__(self, url: str) -> None:

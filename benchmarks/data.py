@@ -1,4 +1,4 @@
-"""What is written and read: one message, and bulk loads of its like."""
+"""The test data: a message to write, and bulk loads of similar messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _METADATA = "jsonb_build_object('correlationStreamName', 'transfer-' || mod(n, 1
 
 @dataclass(frozen=True)
 class Rows:
-    """Messages numbered from ``first`` to before ``end``; stream name and position are SQL with the number as ``n``."""
+    """Messages with the numbers from ``first`` to ``end - 1``.
+
+    ``stream_name`` and ``position`` are SQL expressions, in which ``n`` is the number.
+    """
 
     stream_name: str
     position: str
@@ -35,12 +38,12 @@ class Rows:
 
 
 def category(name: str, messages: int, streams: int) -> Rows:
-    """A category whose streams are written to in turn."""
+    """A category whose messages go to its streams round-robin."""
     return Rows(f"'{name}-' || mod(n, {streams})", f"n / {streams}", 0, messages)
 
 
 def originator(stream_name: str) -> UUID:
-    """The eventsourcing package has UUIDs for stream names."""
+    """The UUID that stands for the stream name, since the eventsourcing package names streams by UUIDs."""
     return UUID(md5(stream_name.encode()).hexdigest())
 
 
@@ -55,7 +58,7 @@ def load(url: str, rows: Rows) -> None:
 
 
 def load_events(url: str, rows: Rows) -> None:
-    """The same into the table of the eventsourcing package, whose events are one field of bytes."""
+    """Load the same rows into the table of the eventsourcing package, where an event is one column of bytes."""
     _insert(
         url,
         "INSERT INTO stored_events (originator_id, originator_version, topic, state)"
@@ -75,10 +78,10 @@ def _insert(url: str, statement: str, rows: Rows) -> None:
 
 
 def write_on(messages: int, *urls: str, events: str | None = None) -> None:
-    """After a checkpoint in stores of that many messages, write some more.
+    """Write some more messages after a checkpoint, in stores that have ``messages`` messages.
 
-    The log gets each page whole when it is changed first after a checkpoint. That makes the first few thousand writes,
-    whose random ids fall on as many pages, about twice as slow as those that follow.
+    PostgreSQL logs a whole page when it changes for the first time after a checkpoint. The first few thousand writes
+    have random ids, which go to as many pages of the index, so they take about twice as long as later ones.
     """
     rows = category(f"settled{messages}", messages // 20, 1 + messages // 10_000)
     for url in urls:
@@ -88,7 +91,7 @@ def write_on(messages: int, *urls: str, events: str | None = None) -> None:
 
 
 def settle(*urls: str) -> None:
-    """After a bulk load: what the server would else do in the middle of a measurement."""
+    """Vacuum and checkpoint after a bulk load, so that the server does not do it during a measurement."""
     for url in urls:
         with cursor(url) as settling:
             settling.execute("VACUUM ANALYZE")

@@ -1,4 +1,4 @@
-"""Databases by psycopg2 alone: URLs as it takes them, connections, and statements aside of what is measured."""
+"""Plain psycopg2: URLs, connections, and cursors for statements that are not measured."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sqlalchemy import make_url
 
 
 def libpq_url(url: str) -> str:
-    """The URL as drivers take it that know nothing of SQLAlchemy."""
+    """The URL without SQLAlchemy's driver name, as psycopg2 accepts it."""
     return make_url(url).set(drivername="postgresql").render_as_string(hide_password=False)
 
 
 def connect(url: str) -> Any:
-    """psycopg2's connection, in autocommit mode."""
+    """A psycopg2 connection in autocommit mode."""
     connection = psycopg2.connect(libpq_url(url))
     connection.autocommit = True
     return connection

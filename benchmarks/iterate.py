@@ -1,4 +1,4 @@
-"""Read a category from end to end in a process of its own, which tells how long it took and how much memory.
+"""Read a whole category in a separate process, which prints the time and the memory that it took.
 
 Run as a program: ``iterate.py ours|message-db-py URL CATEGORY``.
 """
@@ -20,7 +20,7 @@ class Iteration:
     messages: int
     seconds: float
     memory: int
-    """Bytes, at most, above those of the process with the same modules and an open connection before it began."""
+    """The most bytes in use, minus those before the first read, with modules imported and a connection open."""
 
 
 def iterated(contender: str, url: str, category: str) -> Iteration:
@@ -28,7 +28,7 @@ def iterated(contender: str, url: str, category: str) -> Iteration:
     return Iteration(**json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout))
 
 
-# Each imports what it needs and no more, since the process's memory is measured.
+# Each function imports only what it needs, since the memory of the process is measured.
 
 
 def ours(url: str, category: str) -> Iterator[object]:
@@ -69,15 +69,15 @@ def main(contender: str, url: str, category: str) -> None:
 
 
 def resident_bytes(field: str) -> int:
-    """VmRSS is what the process has now, VmHWM the most that it ever had."""
+    """The memory of the process: VmRSS is what it has now, VmHWM is the most that it ever had."""
     if sys.platform == "linux":
-        # getrusage's maximum counts what this process was before it became this program.
+        # Not getrusage: its maximum includes the memory from before this program was executed.
         status = Path("/proc/self/status").read_text()
         ((kilobytes, _),) = [line.split()[1:] for line in status.splitlines() if line.startswith(f"{field}:")]
         return int(kilobytes) * 1024
     import resource
 
-    # Bytes on macOS. There it is the most so far in either case, and the difference a lower bound.
+    # On macOS this is in bytes. For both fields it is the maximum so far, so the difference is only a lower bound.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

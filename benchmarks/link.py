@@ -1,7 +1,7 @@
-"""A network link with a delay in front of a PostgreSQL server: a proxy in a process of its own.
+"""A network link with a delay in front of a PostgreSQL server: a proxy in a separate process.
 
-Run as a program, ``link.py LISTEN_AT SERVER_AT SECONDS``, it prints a line once it listens on that Unix socket, and
-ends when its standard input does.
+Run as a program: ``link.py LISTEN_AT SERVER_AT SECONDS``. It prints a line when it listens on the Unix socket
+LISTEN_AT, and ends when its standard input ends.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ CHUNK = 65536
 
 @contextlib.contextmanager
 def link(url: str, one_way: float) -> Iterator[str]:
-    """The URL of the same database over a link that takes ``one_way`` seconds in each direction.
+    """The URL of the same database over a link with a delay of ``one_way`` seconds in each direction.
 
-    The proxy runs on this process's core: while it works, this process waits for it.
+    The proxy runs on the same core as this process, which waits while the proxy works.
     """
     direct = make_url(url)
     name = f".s.PGSQL.{direct.query['port']}"
@@ -49,9 +49,9 @@ def link(url: str, one_way: float) -> Iterator[str]:
 
 
 def one_way_for(url: str, round_trip: float) -> float:
-    """How long a link has to sleep in each direction, so that a round trip is that much longer.
+    """The delay in each direction with which a link adds ``round_trip`` seconds to a round trip.
 
-    That is less than half of it: waking up takes its time too, by the machine.
+    It is less than half of ``round_trip``, since waking up a thread takes time too. How much depends on the machine.
     """
     one_way = round_trip / 2
     for _ in range(5):
@@ -64,7 +64,7 @@ def one_way_for(url: str, round_trip: float) -> float:
 
 
 def added_round_trip(direct: str, delayed: str, calls: int = 300) -> float:
-    """How many seconds longer than directly a ``SELECT 1`` takes."""
+    """How many seconds longer a ``SELECT 1`` takes over the link than directly."""
     return _seconds_of_a_call(delayed, calls) - _seconds_of_a_call(direct, calls)
 
 
@@ -99,7 +99,7 @@ def _accept(listener: socket.socket, server_at: str, seconds: float) -> None:
         server = socket.socket(socket.AF_UNIX)
         server.connect(server_at)
         for source, target in ((client, server), (server, client)):
-            # What was read waits here while more is read: the delay takes nothing from the bandwidth.
+            # Data waits in the queue while more is read, so the delay does not reduce the bandwidth.
             arrived: SimpleQueue[tuple[float, bytes]] = SimpleQueue()
             Thread(target=_read, args=(source, arrived), daemon=True).start()
             Thread(target=_send, args=(arrived, target, seconds), daemon=True).start()
@@ -119,7 +119,7 @@ def _send(arrived: SimpleQueue[tuple[float, bytes]], target: socket.socket, seco
     with contextlib.suppress(OSError):
         while True:
             at, data = arrived.get()
-            # A thread's sleep: the timers of epoll and asyncio round up to a whole millisecond.
+            # time.sleep is exact enough. The timers of epoll and asyncio round up to a whole millisecond.
             if (left := at + seconds - time.perf_counter()) > 0:
                 time.sleep(left)
             if not data:

@@ -1,4 +1,4 @@
-"""The throwaway server that everything is measured on: durable, and on a core of its own."""
+"""The throwaway server for all measurements. It writes durably, and runs on its own core."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from messagedb_sa.postgres import temporary_server
+from messagedb_sa.testing import temporary_server
 
 SETTINGS = {
     "fsync": "on",
@@ -16,7 +16,7 @@ SETTINGS = {
     "synchronous_commit": "on",
     "shared_buffers": "512MB",
     "max_wal_size": "4GB",
-    # Neither is to begin on its own in the middle of a measurement; there is one of each after a bulk load.
+    # Neither may start during a measurement. There is one checkpoint and one vacuum after each bulk load.
     "checkpoint_timeout": "1d",
     "autovacuum": "off",
 }
@@ -30,10 +30,11 @@ def _own_cores() -> tuple[int, int] | None:
 
 
 def touch_memory() -> None:
-    """Use some memory, and give it back.
+    """Use some memory, and free it.
 
-    The host of a virtual machine may give memory only when it is used: at 11 µs a page on the machine of these figures,
-    where at other times it took 2. A server that grew into such memory got a quarter slower in the middle of a run.
+    The host of a virtual machine may provide memory only when it is first used. On the machine of these results that
+    took 11 µs a page, while at other times a page took 2 µs. A server that grew into such memory became a quarter
+    slower during a run.
     """
     page = mmap.PAGESIZE
     size = min(4 * 2**30, os.sysconf("SC_AVPHYS_PAGES") * page // 2)
@@ -43,20 +44,20 @@ def touch_memory() -> None:
 
 
 CORES = _own_cores()
-"""The client's core and the server's, None where they can't have one each."""
+"""The core of the client and the core of the server. None if each cannot have its own."""
 
 
 @contextmanager
 def server() -> Iterator[str]:
-    """A server's URL. Where the system allows, it has the last core, and this process the first."""
+    """Run a server and yield its URL. If possible, it runs on the last core, and this process on the first."""
     if CORES is None:
         with temporary_server(settings=SETTINGS) as url:
             yield url
         return
     client, postgres = CORES
     allowed = os.sched_getaffinity(0)
-    # Left to the scheduler, the two share a core or not, and a round trip takes 60 µs or 12: what is started
-    # inherits what this process may use.
+    # If the scheduler decides, both are sometimes on one core, and a round trip takes 60 µs or 12 µs. The server
+    # inherits the affinity of this process when it is started.
     os.sched_setaffinity(0, {postgres})
     try:
         with temporary_server(settings=SETTINGS) as url:

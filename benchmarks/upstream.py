@@ -1,4 +1,4 @@
-"""Message DB as its own project publishes it, for message-db-py to run on."""
+"""The official SQL of Message DB, on which message-db-py is measured."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from database import cursor
 PACKAGE = "@eventide/message-db"
 VERSION = "1.3.1"
 
-# The order of its install.sh, without the extension for random UUIDs, which are built in since PostgreSQL 13.
+# In the order of the official install.sh, without the extension for random UUIDs: PostgreSQL 13 and later have them.
 FOLDERS = ("schema", "tables", "types", "functions", "indexes", "views", "roles", "privileges")
 
 
 def fetch(folder: Path) -> Path:
-    """The folder of the official SQL files, under ``folder``; ends the program where they cannot be had."""
+    """Download the official SQL files into ``folder``, and return their folder. Exits if that fails."""
     npm = shutil.which("npm")
     if npm is None:
-        sys.exit(f"The benchmarks need npm, which is not installed: message-db-py runs on the SQL of {PACKAGE}.")
+        sys.exit(f"npm is not installed. The benchmarks need it to download {PACKAGE}, the SQL for message-db-py.")
     command = [npm, "install", "--prefer-offline", "--no-audit", "--no-fund", "--ignore-scripts"]
     done = subprocess.run(
         [*command, "--prefix", str(folder), f"{PACKAGE}@{VERSION}"],
@@ -28,12 +28,12 @@ def fetch(folder: Path) -> Path:
         text=True,
     )
     if done.returncode != 0:
-        sys.exit(f"npm could not fetch {PACKAGE}@{VERSION}:\n{done.stderr}")
+        sys.exit(f"npm could not download {PACKAGE}@{VERSION}:\n{done.stderr}")
     return folder / "node_modules" / PACKAGE / "database"
 
 
 def install(url: str, database: Path) -> None:
-    """Run the SQL files, and let every connection find the functions without their schema, as message-db-py does."""
+    """Run the SQL files, and set the search_path of the database, since message-db-py's calls have no schema name."""
     files = [path for folder in FOLDERS for path in sorted((database / folder).glob("*.sql"))]
     with cursor(url) as installing:
         for path in files:

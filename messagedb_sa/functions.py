@@ -1,14 +1,14 @@
 """Message DB's functions as SQLAlchemy expressions: ``select(functions.stream_version("user-1"))``.
 
-An argument is a Python value or any column expression. An optional argument that is None is left out, so that the
-database's default holds; the others are rendered by name. What the functions (all but write_messages, which is this
-package's own) do, return and raise is Message DB's:
+An argument is a Python value or any column expression. If an optional argument is None, it is left out and the
+database's default applies. The other optional arguments are rendered by name. All functions but write_messages and
+get_query_messages, which this package adds, are Message DB's. For what they do, return and raise, see
 http://docs.eventide-project.org/user-guide/message-db/server-functions.html
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -38,6 +38,7 @@ __all__ = [
     "category",
     "get_category_messages",
     "get_last_stream_message",
+    "get_query_messages",
     "get_stream_messages",
     "hash_64",
     "id",
@@ -57,14 +58,14 @@ class _MessageDBFunction(GenericFunction[_T]):
     inherit_cache = True
 
     def __init_subclass__(cls) -> None:
-        # Unregistered: what a host's own func.message_store.… means must not depend on our being imported.
+        # Not registered: an application's own func.message_store.… must mean the same with and without this import.
         cls._register = False
         super().__init_subclass__()
 
     def __init__(self, *required: ColumnElement[Any], **optional: ColumnElement[Any] | None) -> None:
         named = (_named(name, argument) for name, argument in optional.items() if argument is not None)
         super().__init__(*required, *named)
-        # GenericFunction's own package attribute is a key of the func registry; it is not rendered.
+        # The package attribute of GenericFunction is only a key of the func registry. It is not rendered.
         self.packagenames = (SCHEMA,)
 
 
@@ -72,15 +73,16 @@ class _MessagesFunction(_MessageDBFunction[Any]):
     inherit_cache = True
 
     def messages(self, name: str | None = None) -> TableValuedAlias:
-        """The messages as a FROM: columns id, stream_name, type, position, global_position, data, metadata, time.
+        """The messages as a FROM clause: id, stream_name, type, position, global_position, data, metadata, time.
 
-        Data and metadata are decoded, time is aware. ``name`` is the alias in the SQL; None lets SQLAlchemy choose.
+        Data and metadata are decoded. Time is an aware datetime. ``name`` is the alias in the SQL; if it is None,
+        SQLAlchemy chooses one.
         """
         return self.table_valued(*message_columns(), name=name)
 
 
 class category(_MessageDBFunction[str]):
-    """What stands before the first ``-`` of a stream name."""
+    """The part of a stream name before the first ``-``, or the whole name if it has no ``-``."""
 
     inherit_cache = True
     type: TypeEngine[Any] = String()
@@ -90,7 +92,7 @@ class category(_MessageDBFunction[str]):
 
 
 class id(_MessageDBFunction[str | None]):
-    """What stands after the first ``-`` of a stream name; NULL where there is none."""
+    """The part of a stream name after the first ``-``. NULL if it has no ``-``."""
 
     inherit_cache = True
     type: TypeEngine[Any] = String()
@@ -100,7 +102,7 @@ class id(_MessageDBFunction[str | None]):
 
 
 class cardinal_id(_MessageDBFunction[str | None]):
-    """The id of a stream name up to its first ``+``; NULL where there is no id."""
+    """The id of a stream name up to its first ``+``. NULL if the name has no id."""
 
     inherit_cache = True
     type: TypeEngine[Any] = String()
@@ -110,7 +112,7 @@ class cardinal_id(_MessageDBFunction[str | None]):
 
 
 class is_category(_MessageDBFunction[bool]):
-    """Whether a name holds no ``-``."""
+    """True if the name has no ``-``."""
 
     inherit_cache = True
     type: TypeEngine[Any] = Boolean()
@@ -120,7 +122,7 @@ class is_category(_MessageDBFunction[bool]):
 
 
 class hash_64(_MessageDBFunction[int]):
-    """The first 8 bytes of a text's MD5, as a signed big-endian number."""
+    """The first 8 bytes of the MD5 hash of a text, as a signed big-endian number."""
 
     inherit_cache = True
     type: TypeEngine[Any] = BigInteger()
@@ -130,7 +132,10 @@ class hash_64(_MessageDBFunction[int]):
 
 
 class acquire_lock(_MessageDBFunction[int]):
-    """Waits for the lock that writers to the stream's category take, holds it to the transaction's end; its key."""
+    """Takes the lock that writers to the stream's category take, and returns its key.
+
+    Waits until the lock is free, and holds it until the transaction ends.
+    """
 
     inherit_cache = True
     type: TypeEngine[Any] = BigInteger()
@@ -140,7 +145,7 @@ class acquire_lock(_MessageDBFunction[int]):
 
 
 class stream_version(_MessageDBFunction[int | None]):
-    """The position of a stream's last message, from 0; NULL where the stream has none."""
+    """The position of a stream's last message, from 0. NULL if the stream has no messages."""
 
     inherit_cache = True
     type: TypeEngine[Any] = BigInteger()
@@ -150,7 +155,7 @@ class stream_version(_MessageDBFunction[int | None]):
 
 
 class message_store_version(_MessageDBFunction[str]):
-    """The version of the interface, such as 1.3.0."""
+    """The version of the Message DB interface, such as 1.3.0."""
 
     inherit_cache = True
     type: TypeEngine[Any] = String()
@@ -160,10 +165,10 @@ class message_store_version(_MessageDBFunction[str]):
 
 
 class write_message(_MessageDBFunction[int]):
-    """Writes a message and gives its position in the stream.
+    """Writes a message and returns its position in the stream.
 
-    ``expected_version``: the position of the stream's last message, -1 for a stream that must not exist yet, None
-    for no check. ``data`` and ``metadata`` are encoded by the engine's json_serializer; None is NULL.
+    ``expected_version`` is the position that the stream's last message must have, or -1 if the stream must not exist
+    yet. None means no check. ``data`` and ``metadata`` are encoded by the engine's json_serializer. None is NULL.
     """
 
     inherit_cache = True
@@ -189,12 +194,12 @@ class write_message(_MessageDBFunction[int]):
 
 
 class write_messages(_MessageDBFunction[int]):
-    """Writes messages to a stream in order, and gives the position of the last.
+    """Writes messages to a stream in order, and returns the position of the last one.
 
-    Not one of Message DB's: this package's own revision messagedb_0002 adds it. ``ids``, ``types``, ``data`` and
-    ``metadata`` are lists of one length, or expressions: arrays, and for data and metadata JSON arrays. None among data
-    and metadata is NULL, None in place of the metadata is no metadata at all. ``expected_version`` is that of the first
-    message, as in write_message.
+    This function is not part of Message DB: this package's revision messagedb_0002 adds it. ``ids``, ``types``,
+    ``data`` and ``metadata`` are lists of the same length, or expressions: arrays for ids and types, JSON arrays for
+    data and metadata. None as an item of data or metadata is NULL. None for ``metadata`` means that no message has any.
+    ``expected_version`` is checked once, before the first message, as in write_message.
     """
 
     inherit_cache = True
@@ -210,7 +215,7 @@ class write_messages(_MessageDBFunction[int]):
         expected_version: int | _Expression | None = None,
     ) -> None:
         if isinstance(ids, (list, tuple)):
-            ids = [str(id) for id in ids]
+            ids = [str(id) if isinstance(id, UUID) else id for id in ids]
         super().__init__(
             _texts("ids", ids),
             _text("stream_name", stream_name),
@@ -222,10 +227,11 @@ class write_messages(_MessageDBFunction[int]):
 
 
 class get_stream_messages(_MessagesFunction):
-    """A stream's messages from ``position`` on (from 0; None: 0), by position.
+    """A stream's messages in order of position, from ``position`` (inclusive, from 0).
 
-    At most ``batch_size`` of them (None: 1000; -1: all). ``condition`` is SQL text, run as it is; the session must
-    have the setting message_store.sql_condition on.
+    Returns at most ``batch_size`` messages; -1 means all. If they are None, the database's defaults apply: position 0
+    and 1000 messages. ``condition`` is SQL text that is run as it is: never build it from user input. The session's
+    setting message_store.sql_condition must be on.
     """
 
     inherit_cache = True
@@ -246,11 +252,12 @@ class get_stream_messages(_MessagesFunction):
 
 
 class get_category_messages(_MessagesFunction):
-    """A category's messages from global position ``position`` on (from 1; None: 1), by global position.
+    """A category's messages in order of global position, from the global position ``position`` (inclusive, from 1).
 
-    At most ``batch_size`` of them (None: 1000; -1: all). ``correlation`` keeps those whose metadata's
-    correlationStreamName is in that category. A consumer group of ``consumer_group_size`` members (1 to 32767) shares
-    the streams by cardinal id; ``consumer_group_member`` counts from 0. ``condition`` as in get_stream_messages.
+    Returns at most ``batch_size`` messages; -1 means all. If they are None, the database's defaults apply: position 1
+    and 1000 messages. ``correlation`` is a category: only messages whose metadata has a correlationStreamName in it are
+    returned. A consumer group of ``consumer_group_size`` members (1 to 32767) shares the streams by cardinal id;
+    ``consumer_group_member`` counts from 0. ``condition`` is the same as in get_stream_messages.
     """
 
     inherit_cache = True
@@ -276,8 +283,26 @@ class get_category_messages(_MessagesFunction):
         )
 
 
+class get_query_messages(_MessagesFunction):
+    """The messages that match one of ``queries``, in order of global position.
+
+    This function is not part of Message DB: this package's revision messagedb_0005 adds it. ``queries`` is a list of
+    dicts, or an expression for such JSON: ``{"category": "course", "position": 1, "types": ["Registered"],
+    "tags": ["course:1"]}``. ``position`` is inclusive, by default 1. A message matches if it has one of the types, and
+    all of the tags in its metadata's list ``tags``; both may be left out. Returns at most ``batch_size`` messages; -1
+    means all. None means the database's default, 1000.
+    """
+
+    inherit_cache = True
+
+    def __init__(
+        self, queries: Sequence[Mapping[str, Any]] | _Expression, batch_size: int | _Expression | None = None
+    ) -> None:
+        super().__init__(_json("queries", queries), batch_size=_number("batch_size", batch_size))
+
+
 class get_last_stream_message(_MessagesFunction):
-    """A stream's message with the highest position, of ``type`` if that is given; no row where there is none."""
+    """A stream's last message, or its last message of ``type``. No row if there is no such message."""
 
     inherit_cache = True
 
@@ -288,6 +313,9 @@ class get_last_stream_message(_MessagesFunction):
 def _argument(name: str, value: object, type_: TypeEngine[Any]) -> ColumnElement[Any]:
     if hasattr(value, "__clause_element__"):
         value = value.__clause_element__()
+    if isinstance(value, str):
+        # Of a member of an enumeration, the value. Drivers may treat a subclass as something else than text.
+        value = str.__str__(value)
     return value if isinstance(value, ColumnElement) else bindparam(name, value, type_, unique=True)
 
 
@@ -308,17 +336,19 @@ def _json(name: str, value: object) -> ColumnElement[Any]:
 
 
 def _texts(name: str, value: object) -> ColumnElement[Any]:
+    if isinstance(value, (list, tuple)):
+        value = [str.__str__(each) if isinstance(each, str) else each for each in value]
     argument = _argument(name, value, ARRAY(String))
-    # An empty list has no type of its own.
+    # PostgreSQL cannot infer the type of an empty array.
     return cast(argument, ARRAY(String)) if isinstance(argument, BindParameter) else argument
 
 
 def _uuid_text(name: str, value: object) -> ColumnElement[Any]:
     argument = _text(name, str(value) if isinstance(value, UUID) else value)
-    # PostgreSQL does not turn a uuid into the varchar parameter by itself.
+    # PostgreSQL does not cast a uuid to a varchar parameter implicitly.
     return argument if isinstance(argument.type, String) else cast(argument, String)
 
 
 def _named(name: str, argument: ColumnElement[Any]) -> ColumnElement[Any]:
-    # Quoted, since "position" is a keyword that may not stand bare before =>.
+    # Quoted, since the keyword "position" is a syntax error before => without quotes.
     return UnaryExpression(argument, operator=custom_op(f'"{name}" =>'), type_=argument.type)

@@ -1,6 +1,6 @@
-"""The store's table and views as SQLAlchemy metadata, for queries and reports, and the types that decode messages.
+"""The store's table and views as SQLAlchemy metadata, for your queries and reports, and types that decode messages.
 
-The metadata describes what the migrations made; it makes nothing itself.
+The metadata only describes the objects. The migrations create them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    and_,
     cast,
     column,
     event,
@@ -34,7 +35,8 @@ from sqlalchemy.dialects.postgresql import JSONB, UUID
 from sqlalchemy.sql.expression import UnaryExpression
 from sqlalchemy.sql.operators import custom_op
 
-from messagedb_sa import arguments
+from messagedb_sa import _arguments as arguments
+from messagedb_sa import _metadata_indexes as keys
 from messagedb_sa import stream_name as names
 from messagedb_sa.errors import MessageDBError
 
@@ -44,28 +46,34 @@ __all__ = [
     "JSONText",
     "UTCDateTime",
     "category_type_summary",
+    "causation_index",
     "consumer_group_index",
+    "consumer_positions",
+    "correlation_index",
     "include_name",
     "message_columns",
     "messages",
     "metadata",
     "stream_summary",
     "stream_type_summary",
+    "tags_index",
     "type_category_summary",
     "type_stream_summary",
     "type_summary",
 ]
 
 SCHEMA = "message_store"
+"""The schema that holds the store."""
 
 VERSION_TABLE = "messagedb_alembic_version"
-"""Alembic's record of our revisions. A table of its own, so that a host application's heads stay its own."""
+"""The Alembic version table of this package's revisions. It is separate, so your application's own heads do not mix
+with them."""
 
 
 class JSONText(TypeDecorator[Any]):
-    """JSON that travels as text, as in the columns of Message DB's type ``message``.
+    """JSON that is sent and received as text, as in the columns of Message DB's type ``message``.
 
-    Encodes and decodes with the engine's json_serializer and json_deserializer where they are set. None is NULL.
+    Uses the engine's json_serializer and json_deserializer if they are set. None is NULL.
     """
 
     impl = String
@@ -81,7 +89,10 @@ class JSONText(TypeDecorator[Any]):
 
 
 class UTCDateTime(TypeDecorator[datetime]):
-    """A timestamp without time zone that means UTC: an aware datetime in Python. Naive ones are taken as UTC."""
+    """A timestamp without time zone that is in UTC. Values are aware datetimes in Python.
+
+    A naive datetime that you pass is taken as UTC.
+    """
 
     impl = DateTime
     cache_ok = True
@@ -95,9 +106,10 @@ class UTCDateTime(TypeDecorator[datetime]):
         return None if value is None else value.replace(tzinfo=timezone.utc)
 
 
-metadata = MetaData(schema=SCHEMA)
+metadata: MetaData = MetaData(schema=SCHEMA)
+"""The store's table and views. It cannot create or drop them: use ``install`` or Alembic."""
 
-messages = Table(
+messages: Table = Table(
     "messages",
     metadata,
     Column("global_position", BigInteger, primary_key=True),
@@ -109,6 +121,7 @@ messages = Table(
     Column("metadata", JSONB(none_as_null=True)),
     Column("id", UUID(as_uuid=True), nullable=False, server_default=text("gen_random_uuid()")),
 )
+"""The table of all messages, to select from. Write with ``Store`` or ``functions``, which keep positions right."""
 Index("messages_id", messages.c.id, unique=True)
 Index("messages_stream", messages.c.stream_name, messages.c.position, unique=True)
 Index(
@@ -117,6 +130,36 @@ Index(
     messages.c.global_position,
     func.message_store.category(messages.c.metadata["correlationStreamName"].astext),
 )
+POSITIONS_CATEGORY = ":(.*[+])?position$"
+"""A regular expression, of Python and of PostgreSQL, for the categories of positions."""
+Index(
+    "messages_recorded",
+    func.message_store.hash_64(func.message_store.category(messages.c.stream_name)),
+    messages.c.stream_name,
+    messages.c.position,
+    postgresql_where=and_(
+        messages.c.type == literal_column("'Recorded'"),
+        func.message_store.category(messages.c.stream_name).regexp_match(literal_column(f"'{POSITIONS_CATEGORY}'")),
+    ),
+)
+
+consumer_positions: Table = Table(
+    "consumer_positions",
+    metadata,
+    Column("stream_name", Text, primary_key=True),
+    Column("position", BigInteger, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("marker", UUID(as_uuid=True), nullable=False),
+    Column("recorded_after", BigInteger, nullable=False),
+    Column("time", UTCDateTime, nullable=False),
+)
+"""The table in which consumers record their positions: a row for each consumer, member or slot.
+
+It is not part of Message DB: this package's revision messagedb_0004 adds it. ``store.consumers`` reads it for you.
+``stream_name`` is the stream that would hold the position otherwise. Its message with the id ``marker`` says that the
+position is here: the row counts as long as that is the stream's last message. ``version`` counts the records, and
+``recorded_after`` is the highest global position that had been given out at the last one.
+"""
 
 
 def _summary(name: str, *keys: str) -> Table:
@@ -130,24 +173,33 @@ def _summary(name: str, *keys: str) -> Table:
     )
 
 
-type_summary = _summary("type_summary", "type")
-stream_summary = _summary("stream_summary", "stream_name")
-stream_type_summary = _summary("stream_type_summary", "stream_name", "type")
-type_stream_summary = _summary("type_stream_summary", "type", "stream_name")
-category_type_summary = _summary("category_type_summary", "category", "type")
-type_category_summary = _summary("type_category_summary", "type", "category")
+type_summary: Table = _summary("type_summary", "type")
+"""A view: the number of messages of each type, and their share of all in percent."""
+stream_summary: Table = _summary("stream_summary", "stream_name")
+"""A view: the number of messages of each stream, and their share of all in percent."""
+stream_type_summary: Table = _summary("stream_type_summary", "stream_name", "type")
+"""A view: the number of messages of each stream and type, and their share of all in percent."""
+type_stream_summary: Table = _summary("type_stream_summary", "type", "stream_name")
+"""A view: the number of messages of each type and stream, and their share of all in percent."""
+category_type_summary: Table = _summary("category_type_summary", "category", "type")
+"""A view: the number of messages of each category and type, and their share of all in percent."""
+type_category_summary: Table = _summary("type_category_summary", "type", "category")
+"""A view: the number of messages of each type and category, and their share of all in percent."""
 
 
 @event.listens_for(metadata, "before_create")
 @event.listens_for(metadata, "before_drop")
 def _refuse(*_: Any, **__: Any) -> NoReturn:
-    raise MessageDBError("a store is made by messagedb_sa.install.upgrade or by Alembic, not by its metadata")
+    raise MessageDBError(
+        "this metadata cannot create or drop a store: use messagedb_sa.install.upgrade or downgrade, or Alembic"
+    )
 
 
 def message_columns(*, decoded: bool = True) -> tuple[ColumnClause[Any], ...]:
     """The columns of Message DB's type ``message``, in order, for ``table_valued`` and ``text(…).columns``.
 
-    Not ``decoded``: data and metadata as JSON text, time naive, as the database sends them.
+    With ``decoded=False`` they return what the database sends: data and metadata as JSON text, time as a naive
+    datetime.
     """
     json_type, time_type = (JSONText, UTCDateTime) if decoded else (String, DateTime)
     return (
@@ -163,17 +215,17 @@ def message_columns(*, decoded: bool = True) -> tuple[ColumnClause[Any], ...]:
 
 
 def consumer_group_index(size: int, **options: Any) -> Index:
-    """The index by which the members of a consumer group of ``size`` (1 to 32767) find their messages.
+    """An index with which the members of a consumer group of ``size`` (1 to 32767) find their messages.
 
-    With it a member's read costs as much as one of the whole category; without it, as much as reading what all members
-    are to read. It serves groups of that size alone, and is no part of ``metadata``: make it with CreateIndex, in a
-    revision of your own. ``options`` are Index's, such as ``postgresql_concurrently=True``.
+    Without the index, PostgreSQL reads the messages of all members to find those of one member. With it, it reads only
+    that member's. The index helps groups of exactly this size. It is not part of ``metadata``: create it with
+    CreateIndex in a revision of your own. ``options`` are passed to Index, such as ``postgresql_concurrently=True``.
     """
     number = arguments.integer("size", size, minimum=1, maximum=names.MAX_GROUP_SIZE)
-    # Of a copy, since an Index joins the table that its columns are of.
+    # Use a copy of the table: an Index adds itself to the table of its columns.
     columns = messages.to_metadata(MetaData()).c
     store = func.message_store
-    # The operator, not abs(): PostgreSQL takes an index only for the very expression that get_category_messages has.
+    # The operator @, not abs(): PostgreSQL uses the index only for the exact expression in get_category_messages.
     hashed: UnaryExpression[int] = UnaryExpression(
         store.hash_64(store.cardinal_id(columns.stream_name)), operator=custom_op("@")
     )
@@ -186,11 +238,63 @@ def consumer_group_index(size: int, **options: Any) -> Index:
     )
 
 
-def include_name(name: str | None, type_: str, parent_names: Mapping[Any, str | None]) -> bool:
-    """For a host's Alembic ``context.configure(include_name=…)``: False for what belongs to the store.
+def tags_index(**options: Any) -> Index:
+    """An index with which reads by query, and the check of an AppendCondition, find the messages with a query's tags.
 
-    That is the schema message_store, which include_schemas=True would look into, and the version table. Without it
-    autogenerate proposes to drop them.
+    Without it, PostgreSQL reads all messages of the category from the position on. Revision messagedb_0005 is needed to
+    use it. It has the messages with ``tags`` in their metadata. It is not part of ``metadata``: create it with
+    CreateIndex in a revision of your own. ``options`` are passed to Index, such as ``postgresql_concurrently=True``.
+    """
+    tags = keys.tags(messages.to_metadata(MetaData()).c.metadata)
+    return Index(
+        "messages_tags",
+        tags.label("tags"),
+        postgresql_using="gin",
+        postgresql_ops={"tags": "jsonb_path_ops"},
+        postgresql_where=tags.is_not(None),
+        **options,
+    )
+
+
+def correlation_index(**options: Any) -> Index:
+    """An index with which ``read_correlation`` finds its messages. Without it, PostgreSQL reads all messages.
+
+    It has the messages whose metadata has a correlationStreamName. It is not part of ``metadata``: create it with
+    CreateIndex in a revision of your own. ``options`` are passed to Index, such as ``postgresql_concurrently=True``.
+    """
+    columns = messages.to_metadata(MetaData()).c
+    correlation = keys.correlation(columns.metadata)
+    return Index(
+        "messages_correlation",
+        keys.hashed(correlation),
+        columns.global_position,
+        postgresql_where=correlation.is_not(None),
+        **options,
+    )
+
+
+def causation_index(**options: Any) -> Index:
+    """An index with which ``read_effects`` finds its messages. Without it, PostgreSQL reads all messages several times.
+
+    It has the messages whose metadata has a causationMessageStreamName. It is not part of ``metadata``: create it with
+    CreateIndex in a revision of your own. ``options`` are passed to Index, such as ``postgresql_concurrently=True``.
+    """
+    metadata = messages.to_metadata(MetaData()).c.metadata
+    stream_name = keys.causation_stream(metadata)
+    return Index(
+        "messages_causation",
+        keys.hashed(stream_name),
+        keys.hashed(keys.causation_position(metadata)),
+        postgresql_where=stream_name.is_not(None),
+        **options,
+    )
+
+
+def include_name(name: str | None, type_: str, parent_names: Mapping[Any, str | None]) -> bool:
+    """Keeps the store out of your autogenerate: pass it to Alembic's ``context.configure(include_name=…)``.
+
+    False for the schema message_store, which Alembic compares with include_schemas=True, and for the store's version
+    table. Without this filter, autogenerate proposes to drop them.
     """
     if type_ == "schema":
         return name != SCHEMA

@@ -1,1 +1,1 @@
-"""The Alembic history of a Message DB store, and under sql/ what its revisions run: one statement a file."""
+"""The Alembic revisions of a Message DB store. The files in sql/ hold the SQL that they run, one statement a file."""

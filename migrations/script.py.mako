@@ -4,7 +4,7 @@ Revision ID: ${up_revision}
 Create Date: ${create_date.date()}
 """
 
-from messagedb_sa.revisions import run
+from messagedb_sa._revisions import run
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

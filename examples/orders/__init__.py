@@ -1,6 +1,6 @@
-"""An example: a FastAPI application whose orders and messages commit together.
+"""An example: a FastAPI application that commits its orders and their messages in one transaction.
 
-app.py is the application, migrations/ its Alembic history, test_app.py its tests. To run it:
+app.py is the application, migrations/ has its Alembic revisions, and test_app.py has its tests. To run it:
 
     $ pip install "messagedb-sa[examples]" uvicorn
     $ export DATABASE_URL=postgresql+psycopg2://localhost/orders

@@ -1,18 +1,22 @@
-"""Orders are rows of this application; what happens to them are messages, written in the same transaction."""
+"""The application. An order is a row in its table, and each change is a message, written in the same transaction."""
 
 from __future__ import annotations
 
+import json
 import os
-from typing import Any
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
 from uuid import UUID, uuid4
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import JSONResponse
+from fastapi import FastAPI, Header, HTTPException, Request
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, PositiveInt
 from sqlalchemy import Engine, create_engine
+from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from messagedb_sa import NO_STREAM, InvalidArgument, Store, WrongExpectedVersion
+from messagedb_sa import NO_STREAM, AsyncStore, AsyncSubscription, InvalidArgument, Store, WrongExpectedVersion, health
 
 
 class Base(DeclarativeBase):
@@ -40,7 +44,18 @@ class Cancellation(BaseModel):
 
 def create_app(engine: Engine | None = None) -> FastAPI:
     engine = engine or create_engine(os.environ["DATABASE_URL"])
-    app = FastAPI(title="Orders")
+    # Asynchronous, since a browser that waits must not occupy a thread.
+    live_store = AsyncStore(create_async_engine(engine.url.set(drivername="postgresql+psycopg")))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await live_store.engine.dispose()
+
+    app = FastAPI(title="Orders", lifespan=lifespan)
+
+    # For the probes of a platform: /health/live and /health/ready.
+    app.mount("/health", health.endpoint(store=Store(engine)))
 
     @app.exception_handler(InvalidArgument)
     def refuse(request: Request, error: InvalidArgument) -> JSONResponse:
@@ -56,7 +71,7 @@ def create_app(engine: Engine | None = None) -> FastAPI:
 
     @app.post("/orders/{order_id}/cancel")
     def cancel(order_id: UUID, cancellation: Cancellation) -> dict[str, Any]:
-        """Whoever cancels says which version of the order they saw; somebody may have been faster."""
+        """The client sends the version of the order that it saw. If the order has changed since, the answer is 409."""
         with Session(engine) as session, session.begin():
             order = session.get(Order, order_id)
             if order is None:
@@ -70,13 +85,27 @@ def create_app(engine: Engine | None = None) -> FastAPI:
                     expected_version=cancellation.version,
                 )
             except WrongExpectedVersion as error:
-                # Leaving the block with an exception rolls back the row with it.
+                # The exception leaves the block of session.begin(), so the change of the row is rolled back.
                 raise HTTPException(409, f"the order is at version {error.actual_version}") from error
             return {"id": order_id, "version": version}
 
     @app.get("/orders/{order_id}/history")
     def history(order_id: UUID) -> list[dict[str, Any]]:
-        messages = Store(engine).read_stream(f"order-{order_id}")
+        messages = Store(engine).iter_stream(f"order-{order_id}")
         return [{"version": message.position, "type": message.type, **message.data} for message in messages]
+
+    @app.get("/orders/{order_id}/live")
+    def live(order_id: UUID, last_event_id: Annotated[int, Header()] = -1) -> StreamingResponse:
+        """Server-sent events: the history, and then what happens. A browser continues after the last event it got."""
+
+        messages = AsyncSubscription(live_store, f"order-{order_id}", last_event_id + 1, reconnect=True)
+
+        async def events() -> AsyncIterator[str]:
+            async with messages:
+                async for message in messages:
+                    event = json.dumps({"type": message.type, **message.data})
+                    yield f"id: {message.position}\ndata: {event}\n\n"
+
+        return StreamingResponse(events(), media_type="text/event-stream")
 
     return app

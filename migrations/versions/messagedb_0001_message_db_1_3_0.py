@@ -1,10 +1,10 @@
-"""Message DB 1.3.0, on an empty database or in place of an older Message DB
+"""Message DB 1.3.0: install it, or upgrade an older Message DB
 
 Revision ID: messagedb_0001
 Create Date: 2026-11-23
 """
 
-from messagedb_sa.revisions import run, switch, warn_without_role
+from messagedb_sa._revisions import run, switch, warn_if_role_is_missing
 
 revision = "messagedb_0001"
 down_revision = None
@@ -44,7 +44,7 @@ def upgrade() -> None:
     )
     if switch("role", default=True):
         run("0001", "role", "privileges")
-        warn_without_role()
+        warn_if_role_is_missing()
 
 
 def downgrade() -> None:

@@ -1,10 +1,10 @@
-"""write_messages, for batches, beside Message DB's own functions
+"""write_messages: an additional function that writes batches
 
 Revision ID: messagedb_0002
 Create Date: 2026-11-24
 """
 
-from messagedb_sa.revisions import run, switch
+from messagedb_sa._revisions import run, switch
 
 revision = "messagedb_0002"
 down_revision = "messagedb_0001"

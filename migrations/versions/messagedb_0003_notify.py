@@ -1,10 +1,10 @@
-"""notify_category, for a trigger that tells consumers of new messages; the trigger itself is switched on apart
+"""notify_category: a function for the trigger that notifies consumers; -x notify=on creates the trigger
 
 Revision ID: messagedb_0003
 Create Date: 2026-11-25
 """
 
-from messagedb_sa.revisions import notify_off, run
+from messagedb_sa._revisions import notify_off, run
 
 revision = "messagedb_0003"
 down_revision = "messagedb_0002"

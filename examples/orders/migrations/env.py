@@ -1,4 +1,4 @@
-"""The application's own history; the store's is the section [messagedb] of alembic.ini."""
+"""Runs the application's own revisions. For the store's revisions, see the section [messagedb] of alembic.ini."""
 
 import os
 

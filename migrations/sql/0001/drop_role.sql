@@ -1,4 +1,5 @@
--- Somebody else uses the role when it is a member's group, or holds anything here or in another database.
+-- Keep the role if it has members other than the current user, or if it owns objects or has privileges in this or another
+-- database.
 DO $$
 BEGIN
   IF EXISTS (

@@ -1,4 +1,5 @@
--- Where the migrating role may create nothing elsewhere, Alembic's record of these revisions stays behind in the schema.
+-- Keep the schema if Alembic's version table is in it. The table is there if the migrating role may not create tables in
+-- another schema.
 DO $$
 BEGIN
   IF pg_catalog.to_regclass('message_store.messagedb_alembic_version') IS NULL THEN

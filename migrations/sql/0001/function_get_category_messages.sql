@@ -1,8 +1,12 @@
--- Where a category has most of a store's messages, PostgreSQL would go through all categories by the primary key, and a
--- reader at the end of its category through all that others wrote after it. Bounds that have category and position in
--- one can be looked up in messages_category only, in its order. The members of a group have an index of their own, which
--- takes the two apart. With pages at next to nothing PostgreSQL takes the index that meets the fewest rows: it does not
--- know that both lead through the table in order, and expects a page to be fetched for each row.
+-- The query compares (category, global_position) as one row value, so that PostgreSQL can use only messages_category. If
+-- it could choose, it would use the primary key for a category with most of the store's messages. A reader at the end of
+-- its category would then go through all later messages of other categories.
+-- For the members of a consumer group the two columns are compared separately, since the index of a consumer group has
+-- the member between them.
+-- The page costs are almost 0, so that PostgreSQL uses the index with the fewest rows. With the default costs it expects
+-- to fetch a page for each row. It does not know that both indexes go through the table in order.
+-- A plan is kept for the next pages. One that reads a table of a few messages as a whole would be kept for a large one.
+-- Before PostgreSQL 18, a condition that must read a table as a whole then seems so expensive that it would be compiled.
 CREATE OR REPLACE FUNCTION message_store.get_category_messages(
   category varchar,
   "position" bigint DEFAULT 1,
@@ -16,6 +20,8 @@ RETURNS SETOF message_store.message
 LANGUAGE plpgsql
 SET random_page_cost = 0.01
 SET seq_page_cost = 0.01
+SET enable_seqscan = off
+SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
@@ -33,6 +39,8 @@ DECLARE
   member bigint := get_category_messages.consumer_group_member;
   size bigint := get_category_messages.consumer_group_size;
   flaw pg_catalog.text;
+  prepared pg_catalog.text;
+  execution pg_catalog.text;
   setting pg_catalog.text;
   debugging boolean := pg_catalog.current_setting('message_store.debug', true) OPERATOR(pg_catalog.=) 'on'
     OR pg_catalog.current_setting('message_store.debug_get', true) OPERATOR(pg_catalog.=) 'on';
@@ -45,7 +53,7 @@ BEGIN
       OPERATOR(pg_catalog.=) 0
     AND debugging IS NOT TRUE
   THEN
-    -- The same query as below. PostgreSQL keeps what it parsed and planned of this one: a third of the time of a short read.
+    -- The same query as below. PostgreSQL caches the plan of a static query, which saves a third of the time of a short read.
     RETURN QUERY
       SELECT m.id::varchar, m.stream_name::varchar, m.type::varchar, m."position", m.global_position,
         m.data::varchar, m.metadata::varchar, m."time"
@@ -78,11 +86,11 @@ BEGIN
     END IF;
     in_category := 'message_store.category(stream_name) OPERATOR(pg_catalog.=) $1 AND global_position OPERATOR(pg_catalog.>=) $2';
     in_order := 'global_position';
-    also := pg_catalog.concat(also, ' AND pg_catalog.mod(OPERATOR(pg_catalog.@) message_store.hash_64(message_store.cardinal_id(stream_name)), $6) OPERATOR(pg_catalog.=) $5');
+    also := pg_catalog.concat(also, ' AND pg_catalog.mod(OPERATOR(pg_catalog.@) message_store.hash_64(message_store.cardinal_id(stream_name)), ', size, '::smallint::bigint) OPERATOR(pg_catalog.=) $5');
   END IF;
 
   IF get_category_messages.condition IS NOT NULL THEN
-    -- A setting that was set in a transaction which is over reads as ''.
+    -- If the setting was set locally in an earlier transaction, its value is now ''.
     setting := COALESCE(pg_catalog.current_setting('message_store.sql_condition', true), '');
     IF setting OPERATOR(pg_catalog.=) '' OR setting OPERATOR(pg_catalog.=) 'off' THEN
       RAISE EXCEPTION 'Retrieval with SQL condition is not activated';
@@ -90,7 +98,7 @@ BEGIN
     also := pg_catalog.concat(also, ' AND (', get_category_messages.condition, ')');
   END IF;
 
-  -- The line break ends a comment that the condition may end with.
+  -- The line break is for a condition that ends with a comment.
   query := pg_catalog.concat(query, in_category, also, E'\n ORDER BY ', in_order, ' LIMIT $3');
 
   IF debugging THEN
@@ -99,13 +107,38 @@ BEGIN
       get_category_messages.condition, query;
   END IF;
 
-  RETURN QUERY EXECUTE query
-    USING
-      get_category_messages.category,
-      first_position,
-      CASE WHEN row_limit OPERATOR(pg_catalog.<>) -1 THEN row_limit END,
-      get_category_messages.correlation,
-      member,
-      size::smallint::bigint;
+  IF get_category_messages.condition IS NOT NULL THEN
+    RETURN QUERY EXECUTE query
+      USING
+        get_category_messages.category,
+        first_position,
+        CASE WHEN row_limit OPERATOR(pg_catalog.<>) -1 THEN row_limit END,
+        get_category_messages.correlation,
+        member,
+        -- Not in the query. It is an error before the query is parsed, whatever the condition is.
+        size::smallint;
+    RETURN;
+  END IF;
+
+  -- PostgreSQL would plan the query for each page, which takes longer than to read a short one. So the session prepares it.
+  -- It is named by its text, so that no session executes another query than that of this function.
+  prepared := pg_catalog.concat('message_store_', pg_catalog.md5(query));
+  execution := pg_catalog.format(
+    'EXECUTE %s (%L, %L, %L, %L, %L)',
+    prepared,
+    get_category_messages.category,
+    first_position,
+    CASE WHEN row_limit OPERATOR(pg_catalog.<>) -1 THEN row_limit END,
+    get_category_messages.correlation,
+    member
+  );
+  BEGIN
+    RETURN QUERY EXECUTE execution;
+  EXCEPTION
+    -- If nothing of that name is prepared, or no longer, PostgreSQL says that EXECUTE does not return rows.
+    WHEN syntax_error THEN
+      EXECUTE pg_catalog.concat('PREPARE ', prepared, ' (varchar, bigint, bigint, varchar, bigint) AS ', query);
+      RETURN QUERY EXECUTE execution;
+  END;
 END
 $$

@@ -13,7 +13,7 @@ BEGIN
       get_last_stream_message.stream_name, get_last_stream_message.type;
   END IF;
 
-  -- Two queries, so that neither plan has to weigh the absence of a type.
+  -- Two queries, so that each has its own plan, with and without a type.
   IF get_last_stream_message.type IS NULL THEN
     RETURN QUERY
       SELECT m.id::varchar, m.stream_name::varchar, m.type::varchar, m."position", m.global_position,

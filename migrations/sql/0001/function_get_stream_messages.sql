@@ -24,7 +24,7 @@ BEGIN
   END IF;
 
   IF get_stream_messages.condition IS NULL AND debugging IS NOT TRUE THEN
-    -- The same query as below. PostgreSQL keeps what it parsed and planned of this one: a third of the time of a short read.
+    -- The same query as below. PostgreSQL caches the plan of a static query, which saves a third of the time of a short read.
     RETURN QUERY
       SELECT m.id::varchar, m.stream_name::varchar, m.type::varchar, m."position", m.global_position,
         m.data::varchar, m.metadata::varchar, m."time"
@@ -37,7 +37,7 @@ BEGIN
   END IF;
 
   IF get_stream_messages.condition IS NOT NULL THEN
-    -- A setting that was set in a transaction which is over reads as ''.
+    -- If the setting was set locally in an earlier transaction, its value is now ''.
     setting := COALESCE(pg_catalog.current_setting('message_store.sql_condition', true), '');
     IF setting OPERATOR(pg_catalog.=) '' OR setting OPERATOR(pg_catalog.=) 'off' THEN
       RAISE EXCEPTION 'Retrieval with SQL condition is not activated';

@@ -1,4 +1,5 @@
--- Statement by statement: under READ COMMITTED the version is then read with a snapshot newer than the lock.
+-- The lock and the version are taken in separate statements. Under READ COMMITTED, the version is then read with a
+-- snapshot that is newer than the lock.
 CREATE OR REPLACE FUNCTION message_store.write_message(
   id varchar,
   stream_name varchar,
@@ -25,7 +26,7 @@ BEGIN
   END IF;
 
   next_position := current_version OPERATOR(pg_catalog.+) 1;
-  -- Before the INSERT, which takes a global position from the sequence even when it fails.
+  -- Cast the id before the INSERT: an INSERT takes a global position from the sequence even if it fails.
   message_id := write_message.id::pg_catalog.uuid;
 
   INSERT INTO message_store.messages (id, stream_name, "position", type, data, metadata)

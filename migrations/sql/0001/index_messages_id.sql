@@ -1,4 +1,4 @@
--- CREATE INDEX IF NOT EXISTS would keep every writer waiting, whether it makes the index or not.
+-- Not CREATE INDEX IF NOT EXISTS: it blocks writers even if the index exists.
 DO $$
 BEGIN
   IF pg_catalog.to_regclass('message_store.messages_id') IS NULL THEN

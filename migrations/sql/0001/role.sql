@@ -1,4 +1,5 @@
--- Roles belong to the cluster: another of its databases may have this one already, or be making it at this moment.
+-- Roles are shared by all databases of a server. Another database may have created the role already, or may be creating
+-- it at the same time.
 DO $$
 BEGIN
   IF pg_catalog.to_regrole('message_store') IS NULL THEN
@@ -8,6 +9,6 @@ EXCEPTION
   WHEN duplicate_object OR unique_violation THEN
     NULL;
   WHEN insufficient_privilege THEN
-    RAISE WARNING 'role message_store was not created: % may not create roles', current_user;
+    RAISE WARNING 'the role message_store was not created, because % may not create roles', current_user;
 END
 $$

@@ -1,4 +1,4 @@
--- CREATE SCHEMA IF NOT EXISTS asks for CREATE on the database even where the schema was made beforehand.
+-- Not CREATE SCHEMA IF NOT EXISTS: it needs the privilege CREATE on the database even if the schema exists.
 DO $$
 BEGIN
   IF pg_catalog.to_regnamespace('message_store') IS NULL THEN

@@ -1,4 +1,4 @@
--- PostgreSQL has no CREATE TYPE IF NOT EXISTS, and dropping the type would take the functions with it.
+-- PostgreSQL has no CREATE TYPE IF NOT EXISTS. If the type were dropped first, the functions would be dropped with it.
 DO $$
 BEGIN
   IF pg_catalog.to_regtype('message_store.message') IS NULL THEN

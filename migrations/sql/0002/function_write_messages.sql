@@ -1,6 +1,7 @@
--- As write_message for each message in turn, but one lock, one version, one INSERT. Under READ COMMITTED the version is
--- read with a snapshot newer than the lock. Data and metadata are JSON arrays, where null stands for none: JSON is
--- parsed faster as one document than as many.
+-- Does the same as write_message for each message, but with one lock, one read of the version and one INSERT. The lock
+-- and the version are taken in separate statements: under READ COMMITTED, the version is then read with a snapshot that
+-- is newer than the lock. Data and metadata are JSON arrays, since one document is parsed faster than many. A null in
+-- them is stored as NULL.
 CREATE OR REPLACE FUNCTION message_store.write_messages(
   ids varchar[],
   stream_name varchar,
@@ -28,7 +29,7 @@ BEGIN
     OR number_of_messages IS DISTINCT FROM number_of_data
     OR write_messages.metadata IS NOT NULL AND number_of_messages IS DISTINCT FROM number_of_metadata
   THEN
-    RAISE EXCEPTION 'Messages must be given by arrays of one length, at least 1 (Stream: %, Ids: %, Types: %, Data: %, Metadata: %)',
+    RAISE EXCEPTION 'Ids, types, data and metadata must be arrays of the same length, at least 1 (Stream: %, Ids: %, Types: %, Data: %, Metadata: %)',
       write_messages.stream_name, number_of_messages, pg_catalog.cardinality(write_messages.types), number_of_data,
       number_of_metadata;
   END IF;
@@ -42,10 +43,10 @@ BEGIN
       write_messages.expected_version, write_messages.stream_name, current_version;
   END IF;
 
-  -- Before the INSERT, which takes global positions from the sequence even when it fails.
+  -- Cast the ids before the INSERT: an INSERT takes global positions from the sequence even if it fails.
   message_ids := write_messages.ids::pg_catalog.uuid[];
 
-  -- In the order of the arrays: functions that return sets go forward together.
+  -- The rows are in the order of the arrays: PostgreSQL advances all set-returning functions of a SELECT together.
   INSERT INTO message_store.messages (id, stream_name, "position", type, data, metadata)
   SELECT
     new.id,

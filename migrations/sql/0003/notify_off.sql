@@ -1,4 +1,4 @@
--- DROP TRIGGER locks out readers too, even where there is none to drop.
+-- Check first: DROP TRIGGER IF EXISTS blocks writers and readers even if there is no trigger.
 DO $$
 BEGIN
   IF EXISTS (

@@ -1,4 +1,4 @@
--- Making a trigger and enabling one lock out writers, until the transaction ends: only where there is something to do.
+-- Check first: CREATE TRIGGER and ENABLE TRIGGER block writers until the transaction ends.
 DO $$
 DECLARE
   enabled pg_catalog."char" := (

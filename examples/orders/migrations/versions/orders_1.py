@@ -1,4 +1,4 @@
-"""The table of orders"""
+"""Create the table orders"""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,0 +1,1 @@
+"""What the drivers psycopg2, psycopg and asyncpg do differently, and PostgreSQL's catalog."""

@@ -1,0 +1,1 @@
+DROP FUNCTION message_store.get_query_messages(jsonb, bigint)

@@ -1,0 +1,1 @@
+"""The package as a whole: its modules, its names, and what is published."""

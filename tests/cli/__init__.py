@@ -1,0 +1,1 @@
+"""The command ``messagedb``, as it is installed, in processes of its own."""

@@ -1,0 +1,1 @@
+"""The replacement for message-db-py's client."""

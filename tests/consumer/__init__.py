@@ -1,0 +1,1 @@
+"""The consumer: positions, transactions, groups, failures, waiting, crashes."""

@@ -1,0 +1,1 @@
+"""The README, the manual and the benchmarks' figures, held against the code."""

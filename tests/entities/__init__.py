@@ -1,0 +1,1 @@
+"""Entities: loading, deciding, snapshots, the cache, and tests without a database."""

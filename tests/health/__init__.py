@@ -1,0 +1,1 @@
+"""Health: what a consumer is doing, and whether that is well."""

@@ -1,0 +1,1 @@
+"""Message types: instances of classes are written, and read."""

@@ -1,0 +1,1 @@
+"""Metrics with OpenTelemetry: what is counted and measured, by which names."""

@@ -1,0 +1,1 @@
+"""Installing, upgrading and removing a store, with Alembic and without."""

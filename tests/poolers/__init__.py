@@ -1,0 +1,1 @@
+"""The store behind PgBouncer in transaction mode, the real one."""

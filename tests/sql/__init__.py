@@ -1,0 +1,1 @@
+"""What the migrations install in PostgreSQL, and the SQL expressions that use it."""

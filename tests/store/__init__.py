@@ -1,0 +1,1 @@
+"""The store: writing, reading, transactions, drivers, errors, messages and their types."""

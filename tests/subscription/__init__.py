@@ -1,0 +1,1 @@
+"""Subscriptions: iterating over messages as they are written."""

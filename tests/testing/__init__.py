@@ -1,0 +1,1 @@
+"""The throwaway PostgreSQL servers and the pytest plugin."""

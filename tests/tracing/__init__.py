@@ -1,0 +1,1 @@
+"""Tracing with OpenTelemetry: spans, and the context that messages carry."""

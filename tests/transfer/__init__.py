@@ -1,0 +1,1 @@
+"""Exports, imports, copies and comparisons of stores."""
