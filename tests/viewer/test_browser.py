@@ -258,6 +258,8 @@ def test_a_message_is_replayed_and_another_discarded_by_clicking(
     expect(page.get_by_role("heading", name="Error", exact=True)).to_be_visible()
     page.get_by_role("button", name="Discard").click()
     page.get_by_role("link", name="Cancel").click()
+    # all() takes what the page has at this moment, which may still be the one before.
+    expect(page.get_by_role("checkbox")).to_have_count(2)
     assert len([*store.iter_dead_letters()]) == 2
     for checkbox in page.get_by_role("checkbox").all():
         checkbox.check()
