@@ -57,6 +57,11 @@ test-sqlalchemy-2.0: $(OLDER)/installed
 	@echo "== SQLAlchemy 2.0"
 	@MESSAGEDB_LONG=1 $(OLDER)/bin/pytest $(ANY_SQLALCHEMY) $(PYTEST_ARGS)
 
+.PHONY: test-store-sqlalchemy-2.0
+test-store-sqlalchemy-2.0: $(OLDER)/installed
+	@echo "== SQLAlchemy 2.0: the store"
+	@$(OLDER)/bin/pytest tests/store tests/entities $(PYTEST_ARGS)
+
 .PHONY: bench
 bench: $(BENCH)/installed ## Measure against message-db-py, psycopg2 and eventsourcing, into the manual's page on performance (some ten minutes; needs npm; BENCH_ARGS=--quick for a look)
 	@$(BENCH)/bin/python benchmarks/run.py $(BENCH_ARGS)
