@@ -76,6 +76,8 @@ def run() -> int:
             # A terminal that does not know a character shows an escape.
             getattr(sys, name).reconfigure(errors="backslashreplace")
         logging.basicConfig(handlers=[_Said()], level=logging.WARNING, format="%(message)s")
+        # It logs each connection that it cannot reset, with a traceback, even after Ctrl-C. The error is raised anyway.
+        logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
         handle_signals()
         app(prog_name="messagedb")
     except SystemExit as ended:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timedelta
 from typing import Literal, NamedTuple, Protocol
 
 MINUTES = 60
@@ -191,11 +191,11 @@ def duration(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} s"
 
 
-def since(time: datetime | None, now: datetime | None = None) -> float:
+def since(time: datetime | None, now: datetime) -> float:
     """Seconds since then; 0 for None, and if the clocks of two machines differ."""
     if time is None:
         return 0.0
-    return max(0.0, ((now or datetime.now(timezone.utc)) - time).total_seconds())
+    return max(0.0, (now - time).total_seconds())
 
 
 def _shown(value: float | None, most: float | None) -> float:

@@ -79,13 +79,14 @@ async def consumers(request: Request) -> Response:
     pause = timedelta(seconds=3 * SAMPLE_SECONDS)
     ages = [Sample(time, {name: age for name, (_, age) in values.items()}) for time, values in history.samples]
     lags = [Sample(time, {name: lag for name, (lag, _) in values.items()}) for time, values in history.samples]
-    worst_first = sorted(found, key=lambda each: (-since(each.waiting_since), name_of(each)))
+    now = datetime.now(timezone.utc)
+    worst_first = sorted(found, key=lambda each: (-since(each.waiting_since, now), name_of(each)))
     return page(
         request,
         "consumers.html",
         consumers=worst_first[:LISTED],
         left_out=len(found) - len(worst_first[:LISTED]),
-        now=datetime.now(timezone.utc),
+        now=now,
         since=since,
         ages=over_time(ages, pause, seconds=True),
         lags=over_time(lags, pause, most=MAX_LAG),

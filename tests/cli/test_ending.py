@@ -55,6 +55,31 @@ def test_a_signal_ends_it_while_it_connects(number: signal.Signals, code: int, d
                 assert (process.returncode, out, error) == (code, "", "")
 
 
+INTERRUPTED_RESET = """
+import os, signal
+from sqlalchemy import event
+from sqlalchemy.pool import Pool
+from messagedb_sa.cli._app import run
+
+event.listen(Pool, "reset", lambda *_: os.kill(os.getpid(), signal.{name}))
+raise SystemExit(run())
+"""
+
+
+@pytest.mark.parametrize(("number", "code"), ENDS)
+def test_a_signal_ends_it_while_a_connection_goes_back_to_its_pool(
+    number: signal.Signals, code: int, messagedb_url: str
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_RESET.format(name=number.name), "current"],
+        cwd="/",
+        env=environment(MESSAGEDB_URL=messagedb_url),
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", "")
+
+
 @pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
 def test_it_waits_for_a_connection_no_longer_than_the_url_says(driver: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:

@@ -147,4 +147,4 @@ def test_the_upper_edge_is_a_round_number() -> None:
 
 
 def test_clocks_that_differ_make_no_negative_age() -> None:
-    assert (since(NOON + MINUTE, NOON), since(NOON - MINUTE, NOON), since(None)) == (0, 60, 0)
+    assert (since(NOON + MINUTE, NOON), since(NOON - MINUTE, NOON), since(None, NOON)) == (0, 60, 0)
