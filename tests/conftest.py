@@ -34,8 +34,10 @@ settings.load_profile("messagedb")
 
 
 @pytest.fixture
-def store(messagedb_store: Store) -> Store:
-    return messagedb_store
+def store(messagedb_store: Store) -> Iterator[Store]:
+    yield messagedb_store
+    # All tests share its engine. They would take the way of an observed one from then on.
+    assert not messagedb_store.engine._has_events, "this test listens to the engine of store: give it one of its own"
 
 
 @pytest.fixture

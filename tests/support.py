@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, TypeVar
@@ -251,6 +253,16 @@ def fork(body: Callable[[], object]) -> int:
 
 def exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def free_port() -> int:
+    """A port for a server that is started later. Not of those that the system hands out by itself: until the server is
+    there, another process could get it."""
+    while True:
+        port = 20_000 + secrets.randbelow(10_000)
+        with socket.socket() as free, suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 @contextmanager

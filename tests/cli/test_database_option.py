@@ -12,6 +12,7 @@ from sqlalchemy import Engine, make_url
 from messagedb_sa import install
 from messagedb_sa.testing import temporary_server
 
+from ..support import free_port
 from .support import messagedb, rows
 
 NEWEST = [{"revision": "messagedb_0005", "newest": "messagedb_0005"}]
@@ -149,9 +150,7 @@ def test_a_missing_privilege_is_one_line(driver: str, empty_database: Engine, lo
 @pytest.fixture(scope="module")
 def with_password() -> Iterator[int]:
     """The port of a server that asks for a password, which is ``secret``."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     settings = {"listen_addresses": "127.0.0.1", "port": str(port)}
     with temporary_server(settings=settings, password="secret") as url:
         from sqlalchemy import NullPool, create_engine

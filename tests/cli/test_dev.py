@@ -7,7 +7,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from sqlalchemy.exc import OperationalError
 
 from messagedb_sa import Store
 
-from ..support import HEAD
+from ..support import HEAD, free_port
 from ..waits import wait_until
 from .support import PROGRAM, environment, messagedb, on_terminal, plain, rows, running
 
@@ -64,13 +63,6 @@ def store_at(url: str) -> Store:
 def setting(url: str, name: str) -> object:
     with create_engine(make_url(url).set(drivername="postgresql+psycopg2"), poolclass=NullPool).connect() as connection:
         return connection.scalar(text("SELECT current_setting(:name)"), {"name": name})
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["sigint", "sigterm"])

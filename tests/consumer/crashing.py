@@ -295,10 +295,13 @@ def kill_one_after_another(
             while not point.is_reached(process.steps) and (steps := process.listen()):
                 writer.follow(steps)
             if point.is_reached(process.steps):
-                tell(process.end(signal.SIGKILL))
-                break
-            # What the server was still doing for the last process came after this one had begun, which then stops.
+                os.kill(process.pid, signal.SIGKILL)
             status = process.wait()
+            if status == -signal.SIGKILL:
+                tell(Death(process.pid, process.steps, point, signal.SIGKILL))
+                break
+            # What the server was still doing for the last process came after this one had begun, which then stops, also
+            # just after its point.
             assert status == OVERTAKEN, status
 
 

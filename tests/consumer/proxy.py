@@ -62,7 +62,11 @@ class Proxy:
         """Second handles of the sockets by which this process is connected to it."""
         found = []
         for number in [number for number in range(256) if _is_socket(number)]:
-            handle = socket.socket(fileno=os.dup(number))
+            try:
+                handle = socket.socket(fileno=os.dup(number))
+            except OSError:
+                # Another thread has closed it since.
+                continue
             with suppress(OSError):
                 if handle.getpeername() == self._listening.getsockname():
                     found.append(handle)

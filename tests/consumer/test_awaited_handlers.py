@@ -43,6 +43,8 @@ def run(messagedb_url: str, request: pytest.FixtureRequest) -> Callable[..., Any
 
 
 def mailer(engine: AsyncEngine, handlers: Any, **options: Any) -> AsyncConsumer:
+    # However long the messages take, they alone decide when a position is recorded.
+    options = {"record_seconds": 3600, **options}
     return AsyncConsumer(AsyncStore(engine), "account", handlers, "mailer", **options)
 
 

@@ -121,7 +121,7 @@ def test_a_consumer_that_was_made_before_runs_in_the_child(store: Store, message
     write(store, 3)
     with store_on(driver, messagedb_url) as each:
         handled: list[Message] = []
-        consumer = consumer_on(each, "account", handled.append, "mailer")
+        consumer = consumer_on(each, "account", handled.append, "mailer", record_seconds=3600)
         consumer.run_until_caught_up()
         write(store, 2, first=3)
 
@@ -140,9 +140,13 @@ def test_one_that_runs_in_the_parent_can_run_in_the_child_too(store: Store) -> N
     handled: list[int] = []
     consumer = Consumer(store, "account", lambda message: handled.append(message.data["n"]), "mailer", slots=1)
 
+    def stop_when_it_waits() -> None:
+        wait_until(lambda: consumer.state().status == "waiting")
+        consumer.stop()
+
     def run() -> None:
         store.engine.dispose(close=False)
-        threading.Timer(0.1, consumer.stop).start()
+        threading.Thread(target=stop_when_it_waits).start()
         consumer.run()
 
     with running(consumer):

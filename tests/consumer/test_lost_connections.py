@@ -257,7 +257,7 @@ def test_it_can_be_stopped_while_the_new_connection_is_lost_again(
     monkeypatch.setattr("messagedb_sa.consumer._partition.Partition.catch_up", lambda _: None)
     engine = create_engine(messagedb_url, poolclass=NullPool)
     handled: list[Message] = []
-    consumer = Consumer(Store(engine), "account", handled.append, "mailer", **options)
+    consumer = Consumer(Store(engine), "account", handled.append, "mailer", record_seconds=3600, **options)
     lost: list[int] = []
 
     @event.listens_for(engine, "connect")

@@ -80,7 +80,7 @@ def test_messages_whose_transaction_is_rolled_back_are_handled_one_by_one_as_the
         if len(given) == 3:
             raise ValueError("no")
 
-    options: dict[str, Any] = {"transactional": True, "record_every": 3}
+    options: dict[str, Any] = {"transactional": True, "record_every": 3, "record_seconds": 3600}
     assert consumer_on(each_store, "account", handle, "mailer", **options).run_until_caught_up() == 3
     assert given == each_store.read("account") * 2
 

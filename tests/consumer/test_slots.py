@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from functools import partial
 
@@ -16,7 +15,7 @@ from messagedb_sa.store._execute import run_alone
 from messagedb_sa.stream_name import consumer_group_member
 from messagedb_sa.testing import temporary_server
 
-from ..support import consumer_on, numbers, store_on
+from ..support import consumer_on, free_port, numbers, store_on
 from ..waits import wait_until
 from .support import Failing, running, write
 
@@ -114,8 +113,7 @@ def test_two_processes_on_one_session_are_detected(store: Store) -> None:
 
 def test_the_server_notices_within_half_a_minute_that_a_host_has_vanished() -> None:
     """With and without something on its way that the host does not acknowledge. Afterwards the session is as it was."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
     shown = text(f"SELECT {', '.join(f'current_setting({name!r})' for name in names)}")
     with temporary_server(settings={"listen_addresses": "127.0.0.1", "port": str(port)}) as url:

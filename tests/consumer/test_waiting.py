@@ -9,6 +9,7 @@ import selectors
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from messagedb_sa.consumer._waiting import TaskWaiter, ThreadWaiter
 from messagedb_sa.testing import temporary_database
 
 from ..support import DRIVERS
-from ..waits import HANG, awaited
+from ..waits import HANG, awaited, wait_until
 
 # In seconds. If nothing else ends such a wait, pytest's own limit for a test ends it, as a failure.
 LONG = 3600.0
@@ -243,16 +244,24 @@ def test_a_signal_handler_wakes_it_at_whatever_moment_the_signal_comes(waiting: 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="no such signals")
 def test_a_signal_that_wakes_nobody_does_not_end_the_wait(waiting: Any) -> None:
-    began = monotonic()
-    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    handled: list[int] = []
+    woken: list[bool] = []
+
+    def interrupt_and_wake() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        wait_until(lambda: handled)
+        # If the signal ended the wait, that would be seen by now.
+        time.sleep(0.2)
+        woken.append(True)
+        waiting.wake()
+
+    before = signal.signal(signal.SIGUSR1, lambda number, _: handled.append(number))
     try:
-        with meanwhile(lambda: os.kill(os.getpid(), signal.SIGUSR1)):
-            # Long enough for the helper to see it, which sees waits of over 100 seconds only.
-            threading.Timer(0.2, waiting.wake).start()
+        with meanwhile(interrupt_and_wake):
             assert waiting.wait(LONG) == set()
+            assert woken
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert monotonic() - began >= 0.19
 
 
 @pytest.mark.parametrize("fd_is_set", [True, False])

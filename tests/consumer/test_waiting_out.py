@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -137,6 +138,7 @@ def test_stopping_does_not_take_as_long_as_the_pool_may_wait(
 ) -> None:
     monkeypatch.setattr("messagedb_sa.consumer._host.STOP_SECONDS", 0.2)
     handle = Counting()
+    before = set(threading.enumerate())
     with store_on(driver, messagedb_url, pool_size=1, max_overflow=0, pool_timeout=3600) as own:
         consumer = consumer_on(own, "account", handle, "mailer", transactional=True, poll_seconds=0.01)
         write(store, 1)
@@ -149,6 +151,9 @@ def test_stopping_does_not_take_as_long_as_the_pool_may_wait(
             # It has asked for messages, and found one.
             wait_until(lambda: is_waiting(store.engine, since))
         taken.invalidate()
+        # The thread that waits for the pool gets a connection now, and gives it back. After the engine's end that
+        # connection would stay open until it is garbage.
+        wait_until(lambda: {each for each in threading.enumerate() if each.name == "messagedb_sa.connect"} <= before)
     assert handle.numbers == [0]
 
 
@@ -299,11 +304,14 @@ def test_a_timeout_while_the_position_is_recorded_is_tried_again(
     write(messagedb_store, 3)
     with (
         each_store_as(each_store, login("impatient", "SUPERUSER"), setting, "200ms") as own,
-        running(consumer_on(own, "account", handle, "mailer", on_failure="park", **KINDS[kind])),
+        ExitStack() as until_it_tries_again,
     ):
-        with category_locked(messagedb_store.engine, "account:position-1"):
+        # Before it runs, and records.
+        until_it_tries_again.enter_context(category_locked(messagedb_store.engine, "account:position-1"))
+        with running(consumer_on(own, "account", handle, "mailer", on_failure="park", **KINDS[kind])):
             wait_until(lambda: TRIES_AGAIN in caplog.text)
-        wait_until(lambda: last_position(messagedb_store, POSITIONS[kind]) == 3)
+            until_it_tries_again.close()
+            wait_until(lambda: last_position(messagedb_store, POSITIONS[kind]) == 3)
     assert set(handle.numbers) == {0, 1, 2}
     assert messagedb_store.read("account:dead-mailer") == []
 
@@ -316,11 +324,14 @@ def test_a_timeout_while_a_message_is_parked_is_tried_again(
     write(messagedb_store, 3)
     with (
         each_store_as(each_store, login("impatient", "SUPERUSER"), "lock_timeout", "50ms") as own,
-        running(consumer_on(own, "account", failing, "mailer", on_failure="park", **KINDS[kind])),
+        ExitStack() as until_it_tries_again,
     ):
-        with category_locked(messagedb_store.engine, "account:dead-1"):
+        # Before it runs, and parks.
+        until_it_tries_again.enter_context(category_locked(messagedb_store.engine, "account:dead-1"))
+        with running(consumer_on(own, "account", failing, "mailer", on_failure="park", **KINDS[kind])):
             wait_until(lambda: TRIES_AGAIN in caplog.text)
-        wait_until(lambda: failing.numbers[-1] == 2)
+            until_it_tries_again.close()
+            wait_until(lambda: failing.numbers[-1] == 2)
     assert failing.numbers == [0, 1, 2]
     assert numbers(messagedb_store.read("account:dead-mailer")) == [1]
 

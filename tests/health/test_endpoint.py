@@ -39,7 +39,7 @@ def engine(messagedb_url: str, store: Store) -> Iterator[Engine]:
 def test_it_answers_with_json(engine: Engine) -> None:
     own = Store(engine)
     consumer = Consumer(own, "account", lambda _: None, "mailer")
-    app = health.endpoint([consumer], store=own)
+    app = health.endpoint([consumer], store=own, database_seconds=HANG)
     live, ready = get(app, "/live"), get(app, "/ready")
     assert (live.status, json.loads(live.content)) == (200, {"ok": True, "findings": []})
     assert (live.headers["content-type"], live.headers["cache-control"]) == ("application/json", "no-store")
@@ -317,9 +317,9 @@ def test_a_worker_without_a_web_application_serves_it_by_itself(engine: Engine) 
     try:
         wait_until(lambda: server.started)
         host, port = server.servers[0].sockets[0].getsockname()
-        assert httpx2.get(f"http://{host}:{port}/ready").status_code == 503
+        assert httpx2.get(f"http://{host}:{port}/ready", timeout=HANG).status_code == 503
         with running(consumer):
-            wait_until(lambda: httpx2.get(f"http://{host}:{port}/ready").status_code == 200)
+            wait_until(lambda: httpx2.get(f"http://{host}:{port}/ready", timeout=HANG).status_code == 200)
     finally:
         server.should_exit = True
         thread.join(HANG)

@@ -48,7 +48,8 @@ def test_it_tells_which_message_its_handler_has_and_for_how_long(store: Store, t
             assert consumer.state().message == held.messages[0]
         finally:
             held.release()
-        wait_until(lambda: consumer.state().status == "waiting")
+        # Between the two messages, it may wait for a connection of the pool.
+        wait_until(lambda: consumer.state().handled == 2 and consumer.state().status == "waiting")
         assert consumer.state().message is None
 
 

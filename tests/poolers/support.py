@@ -62,6 +62,8 @@ def pooled(program: Path, url: str, **settings: object) -> Iterator[str]:
             "pool_mode": "transaction",
             "default_pool_size": 3,
             "server_round_robin": 1,
+            # It would set a session aside, to look whether it still answers, and the order would be another.
+            "server_check_delay": 86_400,
             # Since 1.21 it can keep what clients prepare. Not all do.
             **({"max_prepared_statements": 0} if (version_of(program) or (0, 0)) >= (1, 21) else {}),
             **settings,
@@ -85,7 +87,8 @@ def pooled(program: Path, url: str, **settings: object) -> Iterator[str]:
                 open_sessions(behind.render_as_string(hide_password=False))
                 yield behind.render_as_string(hide_password=False)
             finally:
-                process.terminate()
+                # SIGTERM waits until all clients have left, also those of a test that failed.
+                process.kill()
                 process.wait()
 
 

@@ -18,7 +18,7 @@ from messagedb_sa import AsyncStore, DuplicateMessageId, Store, WrongExpectedVer
 from messagedb_sa.testing import temporary_database
 
 from ..support import numbers
-from ..waits import category_locked, wait_until_blocked
+from ..waits import category_locked, wait_in_task_until, wait_until_blocked
 
 Run = Callable[..., Any]
 ID = "3f1e2c7a-8d9b-4c6e-a5f4-1b2c3d4e5f60"
@@ -199,10 +199,10 @@ def test_calls_at_the_same_time_use_the_pool_and_its_overflow_and_no_more(run: R
             writing = [asyncio.ensure_future(own.write(f"account-{n}", "Opened", {})) for n in range(10)]
             await asyncio.to_thread(wait_until_blocked, messagedb_engine, 3)
             assert checked_out(engine) == 3
+            # Three have a connection. If these were given back now, others that have not given up yet would get them.
+            await wait_in_task_until(lambda: sum(each.done() for each in writing) == 7, "seven had none in time")
             with pytest.raises(TimeoutError, match="QueuePool limit of size 1 overflow 2 reached"):
                 await asyncio.gather(*writing)
-            # Three have a connection, seven had none in time.
-            await asyncio.wait([each for each in writing if not each.done()], timeout=0)
         done = await asyncio.gather(*writing, return_exceptions=True)
         assert sum(isinstance(each, TimeoutError) for each in done) == 7
         assert done.count(0) == 3

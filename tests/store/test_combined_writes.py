@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -185,17 +186,19 @@ def test_an_interrupt_while_it_waits_takes_one_out_and_holds_up_nobody(engine: E
     # To this very thread: another one's signal would not wake it.
     here = threading.get_ident()
 
-    handled = threading.Event()
+    # Not an Event: its lock would be held for ever if the next signal came while the handler sets it.
+    handled: list[bool] = []
 
     def interrupt() -> None:
         arrived(combining, "account", 1)
         # Again and again: Python calls the handler of a signal that comes just before a system call after that call.
-        while not handled.wait(0.01):
+        while not handled:
+            time.sleep(0.01)
             signal.pthread_kill(here, signal.SIGINT)
 
     def handle(*_: Any) -> None:
-        if not handled.is_set():
-            handled.set()
+        if not handled:
+            handled.append(True)
             raise KeyboardInterrupt
 
     with ThreadPoolExecutor(4) as threads:

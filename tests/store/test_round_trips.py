@@ -48,6 +48,8 @@ class Wire:
             target.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
+        # Closing alone would leave the thread in accept().
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
 

@@ -156,6 +156,7 @@ def test_what_is_written_before_it_joins_others_that_listen_is_not_missed(
             assert numbers([next(messages)]) == [0]
     waiting.join(HANG)
     assert writes
+    until_nobody_listens(store)
     engine.dispose()
 
 
@@ -185,7 +186,7 @@ def test_many_subscriptions_listen_with_one_connection_and_share_a_small_pool(
 
 def test_while_it_waits_it_holds_no_connection_of_the_pool(store: Store, messagedb_url: str, driver: str) -> None:
     with following(driver, messagedb_url, "account", poll_seconds=NEVER) as followed:
-        followed.wait_for_reads(1)
+        wait_until(lambda: followed.reads, "it has read")
         pool = followed.engine.pool
         assert isinstance(pool, QueuePool)
         wait_until(lambda: pool.checkedin() == 1 and pool.checkedout() == 0)
@@ -213,13 +214,20 @@ def test_notifications_about_other_streams_do_not_make_it_read_more_often_than_p
 
 
 def test_once_a_notification_does_not_arrive_it_polls(
-    notify: None, store: Store, messagedb_url: str, driver: str, monkeypatch: pytest.MonkeyPatch
+    notify: None,
+    store: Store,
+    messagedb_url: str,
+    driver: str,
+    monkeypatch: pytest.MonkeyPatch,
+    notified: list[set[str] | None],
 ) -> None:
     monkeypatch.setattr(NOTIFIED_POLL, 0.2)
     with following(driver, messagedb_url, "account", poll_seconds=0.01) as followed:
-        until_listening(store)
+        wait_until(followed.trusts_in_notifications, "it trusts in notifications")
         write(store, 0)
         followed.wait_for(0)
+        # Later, it would make it trust in them again.
+        wait_until(lambda: {"account"} in notified, "it was notified")
         install.upgrade(store.engine, notify=False)
         written = [0]
         # The notification of the first message may have come as late as the second one.
@@ -288,6 +296,7 @@ def test_those_of_many_categories_await_all(notify: None, store: Store) -> None:
         wait_until(lambda: numbers(found[-1]) == [39, 40])
     for thread in threads:
         thread.join(HANG)
+    until_nobody_listens(store)
 
 
 # ---- the end
@@ -295,7 +304,7 @@ def test_those_of_many_categories_await_all(notify: None, store: Store) -> None:
 
 def test_closing_it_ends_the_wait_at_once(store: Store, messagedb_url: str, driver: str) -> None:
     with following(driver, messagedb_url, "account", poll_seconds=NEVER) as followed:
-        followed.wait_for_reads(1)
+        wait_until(lambda: followed.reads, "it has read")
         followed.close()
         assert followed.ended.wait(HANG)
 
@@ -368,9 +377,10 @@ def test_a_cancelled_task_gives_everything_back_and_loses_no_message(
             write(store, 2)
             assert (await anext(messages)).data == {"n": 2}
         pool: Any = engine.sync_engine.pool
-        assert pool.checkedout() == 0
+        # If it was cancelled while a connection went back, that goes on without it.
+        await wait_in_task_until(lambda: pool.checkedout() == 0, "the pool has everything back")
         assert listening(store.engine) == []
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        await wait_in_task_until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "no other task is left")
         await engine.dispose()
 
     asyncio.run(main())
@@ -568,3 +578,5 @@ def test_a_program_that_leaves_one_open_ends_without_a_warning(
         write(store, 1)
         printed, _ = process.communicate(timeout=HANG)
     assert (process.returncode, printed) == (0, "")
+    # The server notices a moment later that the program has ended.
+    until_nobody_listens(store)

@@ -25,6 +25,7 @@ from sqlalchemy.pool import NullPool
 from messagedb_sa import InvalidArgument, PostgresNotFound, PostgresNotStarted
 from messagedb_sa.testing import temporary_database, temporary_server
 
+from ..support import fork
 from ..waits import HANG, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -405,10 +406,7 @@ def test_nothing_stays_though_a_forked_child_of_the_killed_process_lives_on(plac
 
 def test_leaving_the_block_ends_the_server_though_a_forked_child_lives_on(place: Path) -> None:
     with temporary_server():
-        child = os.fork()
-        if child == 0:
-            time.sleep(600)
-            os._exit(0)
+        child = fork(lambda: time.sleep(600))
     try:
         assert left_in(place) == []
     finally:

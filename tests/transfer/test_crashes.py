@@ -107,10 +107,10 @@ def test_a_copy_that_is_killed_twenty_times_is_equal(official: Engine, target: S
             for point in points:
                 holding.execute(text("SELECT pg_advisory_lock(:point)"), {"point": point})
             for point in points:
-                before = written()
+                before = source.last_global_position("order")
 
                 def is_written_to(before: int = before) -> bool:
-                    return written() > before
+                    return source.last_global_position("order") > before
 
                 copying = in_a_process(copy)
                 wait_until_blocked(target.engine)

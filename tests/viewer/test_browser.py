@@ -14,6 +14,7 @@ from messagedb_sa import Consumer, Message, Store, follow
 from messagedb_sa.viewer import _live, viewer
 from messagedb_sa.viewer._pages import link
 
+from ..support import free_port
 from ..waits import HANG
 from .serving import Served, browser_options, browser_program, served
 
@@ -350,10 +351,10 @@ def test_a_live_page_says_so_if_it_is_refused(
 
 def test_after_the_server_was_away_nothing_is_missing(own_store: Store, chromium: Browser) -> None:
     watched = Watched(chromium)
-    with served(viewer(own_store), timeout_graceful_shutdown=1) as one:
+    port = free_port()
+    with served(viewer(own_store), at=port, timeout_graceful_shutdown=1) as one:
         page = watched.go(one, "live?name=account")
         expect(page.get_by_role("status")).to_have_text("live")
-        port = one.port
     expect(page.get_by_role("status")).to_have_text("connecting again …")
     for n in range(3):
         own_store.write("account-1", "Opened", {"n": n})
