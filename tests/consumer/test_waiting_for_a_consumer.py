@@ -254,9 +254,8 @@ def test_a_consumer_that_begins_with_other_slots_meanwhile_is_found(store: Store
     catch_up(store, "account", "greeter")
     write(store, 5, first=5)
     with ThreadPoolExecutor() as threads:
-        waiting = Store(store.engine.execution_options())
-        sent = statements_of(waiting)
-        waits = threads.submit(waiting.wait_for_consumer, "account", "greeter", seconds=HANG)
+        sent = statements_of(store)
+        waits = threads.submit(store.wait_for_consumer, "account", "greeter", seconds=HANG)
         wait_until(lambda: len(sent) > 5)
         catch_up(store, "account", "greeter", slots=3, position=6)
         waits.result(HANG)
@@ -282,9 +281,8 @@ def test_a_look_is_one_statement(store: Store) -> None:
     catch_up(store, "account", "greeter")
     write(store, 1, first=1)
     with ThreadPoolExecutor() as threads:
-        waiting = Store(store.engine.execution_options())
-        sent = statements_of(waiting)
-        waits = threads.submit(waiting.wait_for_consumer, "account", "greeter", seconds=HANG)
+        sent = statements_of(store)
+        waits = threads.submit(store.wait_for_consumer, "account", "greeter", seconds=HANG)
         wait_until(lambda: len(sent) > 8)
         _, first_look, last_messages, *looks = sent[:8]
         assert looks == [first_look] * 5 != [last_messages] * 5

@@ -212,10 +212,9 @@ def test_queries_and_tags_may_be_many(each_kind: Store) -> None:
 
 def test_one_round_trip_serves_a_read_and_another_the_write(store: Store) -> None:
     store.write_batch("course-1", [tagged("Opened", "course:1")])
-    own = Store(store.engine.execution_options())
-    sent = statements_of(own)
-    condition = own.read_query([Query("course"), Query("student", tags=["a"])]).condition
-    own.write_batch("course-1", [("T", {})], condition=condition)
+    sent = statements_of(store)
+    condition = store.read_query([Query("course"), Query("student", tags=["a"])]).condition
+    store.write_batch("course-1", [("T", {})], condition=condition)
     assert len(sent) == 2
 
 
