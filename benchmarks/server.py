@@ -16,6 +16,8 @@ SETTINGS = {
     "synchronous_commit": "on",
     "shared_buffers": "512MB",
     "max_wal_size": "4GB",
+    # Fifty consumers that start have two connections each.
+    "max_connections": "200",
     # Neither may start during a measurement. There is one checkpoint and one vacuum after each bulk load.
     "checkpoint_timeout": "1d",
     "autovacuum": "off",
