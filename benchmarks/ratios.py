@@ -155,8 +155,9 @@ def run(server: str, official_sql: Path, sizes: Sizes) -> tuple[list[Row], str]:
         works = [
             Work("write", Comparison(_writes(near, "near"), 10), 200, 1.2, 1.5),
             Work("write, 1 ms away", Comparison(_writes(far, "far"), 5), 90, 2.5, 1.15),
-            Work("write_batch of 100", Comparison(_batches(near, 100), 3), 90, 8, 1.4),
-            Work("write_batch of 1,000", Comparison(_batches(near, 1000), 1), 60, 10, 1.4),
+            Work("write_batch of 100", Comparison(_batches(near, "hundred", 100), 3), 90, 8, 1.4),
+            Work("write_batch of 100, without msgspec", Comparison(_batches(standard, "standard", 100), 3), 90, 8, 1.4),
+            Work("write_batch of 1,000", Comparison(_batches(near, "thousand", 1000), 1), 60, 10, 1.4),
             Work("read_stream, 1,000 messages", Comparison(_stream_reads(near), 2, PAGE), 90, 2.5, 1.7),
             Work("read_stream, without msgspec", Comparison(_stream_reads(standard), 2, PAGE), 90, 2.5, 1.7),
             Work("read_category, 1,000 messages", Comparison(_category_reads(near), 2, PAGE), 90, 2.5, 1.7),
@@ -219,20 +220,20 @@ def _writes(clients: Contenders, category: str) -> dict[str, Call]:
     }
 
 
-def _batches(clients: Contenders, size: int) -> dict[str, Call]:
-    def batch(category: str, number: int) -> Batch:
-        return Batch(f"{category}{size}-{number % STREAMS}", size, first=number // STREAMS * size)
+def _batches(clients: Contenders, category: str, size: int) -> dict[str, Call]:
+    def batch(name: str, number: int) -> Batch:
+        return Batch(f"{name}-{number % STREAMS}", size, first=number // STREAMS * size)
 
     data_json, metadata_json = (f"[{','.join([text] * size)}]" for text in (data.DATA_JSON, data.METADATA_JSON))
 
     def encoded(number: int) -> tuple[str, list[str], str, str]:
-        return batch("batchBare", number).stream, new_ids(size), data_json, metadata_json
+        return batch(f"{category}Bare", number).stream, new_ids(size), data_json, metadata_json
 
     return {
-        OURS: Call(clients.ours.write_batch, partial(batch, "batchOurs")),
-        MESSAGE_DB_PY: Call(clients.message_db_py.write_batch, partial(batch, "batch")),
+        OURS: Call(clients.ours.write_batch, partial(batch, f"{category}Ours")),
+        MESSAGE_DB_PY: Call(clients.message_db_py.write_batch, partial(batch, category)),
         BARE: Call(clients.bare.write_batch, encoded),
-        EVENTS: Call(clients.events.write_batch, lambda number: events(batch("batch", number))),
+        EVENTS: Call(clients.events.write_batch, lambda number: events(batch(category, number))),
     }
 
 
