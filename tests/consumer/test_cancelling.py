@@ -12,7 +12,7 @@ from sqlalchemy.util import await_only
 
 from messagedb_sa import AsyncConsumer, AsyncStore, Message, Store
 
-from ..waits import wait_in_task_until, wait_until
+from ..waits import HANG, wait_in_task_until, wait_until
 from .support import asking_apart, last_position, sessions, write
 
 
@@ -114,24 +114,27 @@ def test_a_cancelled_consumer_continues_with_the_message_it_was_handling(
 def test_a_connection_that_is_made_while_the_consumer_is_cancelled_goes_back_to_the_pool(
     store: Store, messagedb_url: str, driver: str, times: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> int:
+    cancelled: list[bool] = []
+
+    async def main() -> None:
         engine = create_async_engine(make_url(messagedb_url).set(drivername=f"postgresql+{driver}"))
         pool: Any = engine.pool
         task = asyncio.create_task(AsyncConsumer(AsyncStore(engine), "account", print, "mailer").run())
 
         def cancel(*_: Any) -> None:
-            # The second one comes while the consumer waits for the end of its attempt to connect.
-            for number in range(times):
-                task.cancel()
-                if number < times - 1:
-                    await_only(asyncio.sleep(0.01))
+            cancelled.append(task.cancel())
+            if times == 2:
+                # The consumer cancels its attempt to connect, and waits for the end of it. This one goes on.
+                with pytest.raises(asyncio.CancelledError):
+                    await_only(asyncio.sleep(HANG))
+                cancelled.append(task.cancel())
 
         event.listen(engine.sync_engine, "checkout", cancel)
         with pytest.raises(asyncio.CancelledError):
             await task
-        left: int = pool.checkedout()
+        await wait_in_task_until(lambda: pool.checkedout() == 0)
         await engine.dispose()
-        return left
 
-    assert asyncio.run(main()) == 0
+    asyncio.run(main())
+    assert cancelled == [True] * times
     assert "garbage collector" not in caplog.text
