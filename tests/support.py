@@ -29,6 +29,7 @@ from sqlalchemy import (
     NullPool,
     Table,
     create_engine,
+    event,
     make_url,
     text,
 )
@@ -253,6 +254,13 @@ def fork(body: Callable[[], object]) -> int:
 
 def exit_code(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def statements_of(engine: Engine) -> list[str]:
+    """The statements that it sends from now on. It goes the way of an engine that is observed for good."""
+    sent: list[str] = []
+    event.listen(engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
+    return sent
 
 
 def free_port() -> int:

@@ -16,8 +16,7 @@ from sqlalchemy.orm import Session
 from messagedb_sa import AsyncConsumer, AsyncStore, Consumer, InvalidArgument, Message, NotCaughtUp, Store, install
 from messagedb_sa.stream_name import consumer_group_member
 
-from ..store.support import statements_of
-from ..support import as_role, consumer_on
+from ..support import as_role, consumer_on, statements_of
 from ..waits import HANG, wait_until
 from .support import running, write
 
@@ -224,7 +223,7 @@ def test_it_waits_for_a_running_consumer(store: Store, messagedb_url: str, trans
     write(store, 20)
     gate = Gate()
     waiting = Store(create_engine(messagedb_url))
-    sent = statements_of(waiting)
+    sent = statements_of(waiting.engine)
     consumer = consumer_on(store, "account", gate, "greeter", slots=2, transactional=transactional)
     with running(consumer), ThreadPoolExecutor() as threads:
         waits = threads.submit(waiting.wait_for_consumer, "account", "greeter", seconds=HANG)
@@ -254,7 +253,7 @@ def test_a_consumer_that_begins_with_other_slots_meanwhile_is_found(store: Store
     catch_up(store, "account", "greeter")
     write(store, 5, first=5)
     with ThreadPoolExecutor() as threads:
-        sent = statements_of(store)
+        sent = statements_of(store.engine)
         waits = threads.submit(store.wait_for_consumer, "account", "greeter", seconds=HANG)
         wait_until(lambda: len(sent) > 5)
         catch_up(store, "account", "greeter", slots=3, position=6)
@@ -263,7 +262,7 @@ def test_a_consumer_that_begins_with_other_slots_meanwhile_is_found(store: Store
 
 def test_no_connection_is_held_while_it_waits(store: Store, messagedb_url: str) -> None:
     alone = Store(create_engine(messagedb_url, pool_size=1, max_overflow=0, pool_timeout=HANG))
-    sent = statements_of(alone)
+    sent = statements_of(alone.engine)
     write(store, 1)
     with ThreadPoolExecutor() as threads:
         waits = threads.submit(alone.wait_for_consumer, "account", "greeter", seconds=HANG)
@@ -281,7 +280,7 @@ def test_a_look_is_one_statement(store: Store) -> None:
     catch_up(store, "account", "greeter")
     write(store, 1, first=1)
     with ThreadPoolExecutor() as threads:
-        sent = statements_of(store)
+        sent = statements_of(store.engine)
         waits = threads.submit(store.wait_for_consumer, "account", "greeter", seconds=HANG)
         wait_until(lambda: len(sent) > 8)
         _, first_look, last_messages, *looks = sent[:8]

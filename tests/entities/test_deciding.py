@@ -27,8 +27,8 @@ from messagedb_sa import (
     WrongExpectedVersion,
 )
 
-from ..store.support import statements_of, usable
-from ..support import orders
+from ..store.support import usable
+from ..support import orders, statements_of
 from .support import (
     Account,
     Deposited,
@@ -75,7 +75,7 @@ def test_what_the_function_returns_is_written_and_folded_in(each_store: Store) -
 def test_it_is_two_round_trips(store: Store) -> None:
     fill(store, 10)
     store.decide(account(), "1", deposit(1))
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     store.decide(account(), "1", lambda state: [Deposited(1), Deposited(2)])
     assert len(sent) == 2
 
@@ -115,7 +115,7 @@ def test_a_function_may_yield_messages(store: Store) -> None:
 @pytest.mark.parametrize("nothing", [None, [], ()], ids=repr)
 def test_nothing_is_written_for_nothing(store: Store, nothing: Any) -> None:
     fill(store, 1)
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     assert store.decide(account(), "1", lambda state: nothing).version == 0
     assert len(sent) == 1
     assert len(store.read("$all")) == 1
@@ -297,7 +297,7 @@ def test_metadata_is_for_all_messages_and_their_own_takes_precedence(store: Stor
 )
 def test_bad_arguments_are_refused_before_anything_is_sent(store: Store, options: Any, text: str) -> None:
     arguments = {"entity": account(), "id": "1", "function": deposit(1), **options}
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     with pytest.raises(InvalidArgument, match=text):
         store.decide(**arguments)
     assert sent == []
@@ -418,7 +418,7 @@ def test_it_is_found_in_the_round_trip_of_the_load_however_old_it_is(store: Stor
     entity = account(cache=1)
     store.load(entity, "1")
     for each in (account(), entity):
-        sent = statements_of(store)
+        sent = statements_of(store.engine)
         assert store.decide(each, "1", deposit(1), command_id=command).state.balance == 51
         assert len(sent) == 1
 

@@ -12,7 +12,7 @@ import pytest
 from messagedb_sa import NO_STREAM, Entity, InvalidArgument, Loaded, Message, MessageNotDecodable, MessageTypes, Store
 from messagedb_sa import applies as applies_
 
-from ..store.support import statements_of
+from ..support import statements_of
 from .support import Account, Deposited, Opened, Withdrawn, account, add, fill, total, types
 
 
@@ -30,7 +30,7 @@ def test_without_events_it_is_the_beginning_at_no_version(each_store: Store) -> 
 def test_a_stream_of_any_length_is_loaded_page_by_page(store: Store) -> None:
     fill(store, 2_345)
     fill(store, 1_000, "2")
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     assert store.load(account(), "1")[1] == 2_344
     assert len(sent) == 3
     assert store.load(account(), "2").state.balance == 1_000
@@ -38,7 +38,7 @@ def test_a_stream_of_any_length_is_loaded_page_by_page(store: Store) -> None:
 
 def test_hundred_events_are_one_round_trip(store: Store) -> None:
     fill(store, 100)
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     assert store.load(account(), "1").state.balance == 100
     assert len(sent) == 1
 
@@ -275,7 +275,7 @@ def test_applies_decorates_methods_only(method: Any) -> None:
 
 @pytest.mark.parametrize("id", ["", None, 7, "x" * 3_000, "a\0"])
 def test_an_id_that_no_stream_can_have_is_refused(store: Store, id: Any) -> None:
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     with pytest.raises(InvalidArgument, match=r"^id="):
         store.load(total(), id)
     with pytest.raises(InvalidArgument, match=r'entity=.*must be an Entity, such as Entity\("account", Account\)'):

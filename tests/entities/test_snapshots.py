@@ -18,8 +18,8 @@ from sqlalchemy import Engine, text
 
 from messagedb_sa import Consumer, Entity, InvalidArgument, Message, MessageTypes, Store, applies
 
-from ..store.support import statements_of, usable
-from ..support import NESTED, insert, nested_is_refused
+from ..store.support import usable
+from ..support import NESTED, insert, nested_is_refused, statements_of
 from .support import account, add, deposit, fill, plus, total, types
 
 
@@ -49,7 +49,7 @@ def test_snapshot_and_tail_come_in_one_round_trip(store: Store) -> None:
     fill(store, 2_000)
     store.decide(entity, "1", deposit(1))
     fill(store, 50)
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     assert store.load(entity, "1").state.balance == 2_051
     assert len(sent) == 1
 
@@ -58,14 +58,14 @@ def test_a_long_tail_is_read_page_by_page(store: Store) -> None:
     entity = account(snapshot_every=1)
     store.decide(entity, "1", deposit(1))
     fill(store, 1_500)
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     assert store.load(entity, "1") == store.load(account(), "1")
     assert len(sent) == 2 + 2
 
 
 def test_without_snapshots_a_load_with_them_is_one_round_trip_too(store: Store) -> None:
     fill(store, 3)
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     assert store.load(account(snapshot_every=100), "1").state.balance == 3
     assert len(sent) == 1
 
@@ -116,7 +116,7 @@ RUBY = (
 def test_one_that_eventide_wrote_is_read(each_store: Store, store: Store) -> None:
     store.write_batch("thing-7", [("Happened", {"some": "old"})] * 4)
     insert(store, "thing:snapshot-7", 0, "Recorded", RUBY % 3)
-    sent = statements_of(each_store)
+    sent = statements_of(each_store.engine)
     state, version = each_store.load(thing, "7")
     assert version == 3
     assert state == Thing("from Ruby", datetime(2000, 1, 1, microsecond=11_000, tzinfo=timezone.utc), [{"one_two": 3}])
@@ -253,7 +253,7 @@ def test_each_version_finds_its_own_while_both_are_deployed(store: Store) -> Non
     fill_total(store, 3)
     store.decide(old, "1", plus(1))
     store.decide(new, "1", plus(1))
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     assert store.load(old, "1") == store.load(new, "1") == (5, 4)
     assert len(sent) == 2
     assert store.decide(total(snapshot_every=3), "1", plus(1)) == (6, 5)
@@ -457,7 +457,7 @@ def test_a_repeated_command_needs_no_snapshot(store: Store) -> None:
     entity, command = total(snapshot_every=1), uuid4()
     store.decide(entity, "1", plus(1), command_id=command)
     fill_total(store, 20)
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     assert store.decide(entity, "1", plus(1), command_id=command) == (21, 20)
     assert len(sent) == 1
     assert len(store.read("total:snapshot")) == 1

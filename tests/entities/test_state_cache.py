@@ -11,8 +11,7 @@ from sqlalchemy import Engine, event, text
 
 from messagedb_sa import NO_STREAM, Entity, Message, MessageTypes, Store
 
-from ..store.support import statements_of
-from ..support import exit_code, fork
+from ..support import exit_code, fork, statements_of
 from .support import Account, account, add, deposit, fill, plus, total, types
 
 
@@ -183,7 +182,7 @@ def test_a_snapshot_is_read_only_without_a_cached_state(engine: Engine, store: S
         store.decide(entity, "1", plus(1))
     assert len(store.read("total:snapshot")) == 2
     store.write_batch("total-1", [("Added", {"n": 1})] * 10)
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     assert store.load(entity, "1") == (14, 13)
     assert "snapshot" not in sent[0]
 

@@ -9,7 +9,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Engine, NullPool, create_engine, event, select, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.schema import CreateIndex
 
@@ -26,7 +26,7 @@ from messagedb_sa import (
 )
 from messagedb_sa.testing import temporary_database
 
-from ..support import as_role, examples
+from ..support import as_role, examples, statements_of
 
 
 @pytest.fixture
@@ -105,8 +105,7 @@ def test_the_role_message_store_may_use_it(messagedb_engine: Engine, connection:
     acl = text("SELECT proacl::text LIKE '%message_store=X/%' FROM pg_proc WHERE proname = 'get_query_messages'")
     assert connection.scalar(acl) is True
     store = Store(as_role(messagedb_engine, "message_store"))
-    sent: list[str] = []
-    event.listen(store.engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
+    sent = statements_of(store.engine)
     condition = store.read_query(Query("course", tags=["by:me"])).condition
     assert store.write_batch("course-1", [("T", {})], condition=condition) == 2
     assert ["message_store.get_query_messages(" in each for each in sent] == [False, True, True]

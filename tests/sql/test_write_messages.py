@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import Connection, Engine, NullPool, create_engine, event, null, select, text
+from sqlalchemy import Connection, Engine, NullPool, create_engine, null, select, text
 from sqlalchemy.exc import DBAPIError
 
 from messagedb_sa import (
@@ -24,16 +24,9 @@ from messagedb_sa import (
 from messagedb_sa.errors import MessageDBError
 from messagedb_sa.testing import temporary_database
 
-from ..support import as_role, examples, numbers, store_on
+from ..support import as_role, examples, numbers, statements_of, store_on
 
 UPSTREAM = "messagedb_0001"
-
-
-def statements_of(engine: Engine) -> list[str]:
-    """Every statement that the engine runs from now on."""
-    seen: list[str] = []
-    event.listen(engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
-    return seen
 
 
 @pytest.fixture

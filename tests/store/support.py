@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, event, func, select
+from sqlalchemy import Connection, func, select
 
 from messagedb_sa import Store
 
 from ..support import orders
-
-
-def statements_of(store: Store) -> list[str]:
-    """The statements that it sends from now on. Its engine goes the way of one that is observed for good."""
-    sent: list[str] = []
-    event.listen(store.engine, "before_cursor_execute", lambda *arguments: sent.append(arguments[2]))
-    return sent
 
 
 def order_count(store: Store) -> int:

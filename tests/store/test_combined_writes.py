@@ -28,7 +28,7 @@ from messagedb_sa import (
     functions,
 )
 
-from ..support import exit_code, fork, numbers
+from ..support import exit_code, fork, numbers, statements_of
 from ..waits import HANG, category_locked, wait_in_task_until, wait_until, wait_until_blocked
 
 Write = Callable[[Store], int]
@@ -69,12 +69,6 @@ def together(store: Store, engine: Engine, writes: list[Write]) -> list[Any]:
                 arrived(store, "account", number + 1)
         assert first.result() == 0
         return [future.exception() or future.result() for future in futures]
-
-
-def statements_of(engine: Engine) -> list[str]:
-    seen: list[str] = []
-    event.listen(engine, "before_cursor_execute", lambda *arguments: seen.append(arguments[2]))
-    return seen
 
 
 def test_writes_that_wait_are_one_statement_in_the_order_of_their_arrival(engine: Engine, combining: Store) -> None:

@@ -27,8 +27,8 @@ from messagedb_sa import (
     WrongExpectedVersion,
 )
 
-from ..support import NESTED, insert, nested_is_refused, numbers, on
-from .support import statements_of, usable
+from ..support import NESTED, insert, nested_is_refused, numbers, on, statements_of
+from .support import usable
 
 
 def tagged(type_: str, *tags: str, n: int = 0) -> NewMessage:
@@ -212,7 +212,7 @@ def test_queries_and_tags_may_be_many(each_kind: Store) -> None:
 
 def test_one_round_trip_serves_a_read_and_another_the_write(store: Store) -> None:
     store.write_batch("course-1", [tagged("Opened", "course:1")])
-    sent = statements_of(store)
+    sent = statements_of(store.engine)
     condition = store.read_query([Query("course"), Query("student", tags=["a"])]).condition
     store.write_batch("course-1", [("T", {})], condition=condition)
     assert len(sent) == 2

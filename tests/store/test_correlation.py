@@ -27,8 +27,7 @@ from messagedb_sa import (
     schema,
 )
 
-from ..support import DRIVERS, NESTED, insert, nested_is_refused, on
-from .support import statements_of
+from ..support import DRIVERS, NESTED, insert, nested_is_refused, on, statements_of
 
 CAUSATION = ("causationMessageStreamName", "causationMessagePosition", "causationMessageGlobalPosition")
 
@@ -242,7 +241,7 @@ def test_a_chain_of_thousands_is_read_to_its_end_if_asked_to(store: Store, messa
 def test_each_read_is_one_statement(transfer: Store) -> None:
     last = transfer.read_last_message("account:command-2")
     assert last is not None
-    sent = statements_of(transfer)
+    sent = statements_of(transfer.engine)
     for read in (transfer.read_causes, transfer.read_effects):
         sent.clear()
         read(last)

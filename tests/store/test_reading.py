@@ -10,8 +10,7 @@ from sqlalchemy import create_engine
 from messagedb_sa import NO_STREAM, Store, WrongExpectedVersion
 from messagedb_sa.stream_name import consumer_group_member
 
-from ..support import numbers
-from .support import statements_of
+from ..support import numbers, statements_of
 
 
 def test_read_takes_a_stream_a_category_or_all(filled: Store) -> None:
@@ -141,7 +140,7 @@ def test_iterating_gives_what_one_read_gives_whatever_the_batch_size(filled: Sto
 
 
 def test_iterating_asks_for_a_page_at_a_time_and_only_when_it_is_needed(filled: Store) -> None:
-    sent = statements_of(filled)
+    sent = statements_of(filled.engine)
     pages = filled.iter_category("account", batch_size=4)
     assert isinstance(pages, Iterator)
     assert len(sent) == 0

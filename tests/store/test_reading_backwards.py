@@ -13,8 +13,7 @@ from sqlalchemy.schema import CreateIndex
 
 from messagedb_sa import InvalidArgument, MessageNotDecodable, MessageTypes, Store, schema
 
-from ..support import as_role, insert, numbers
-from .support import statements_of
+from ..support import as_role, insert, numbers, statements_of
 
 NAMES = ["account-1", "account", "$all"]
 
@@ -59,7 +58,7 @@ def test_iterating_gives_what_one_read_gives_whatever_the_batch_size(filled: Sto
 
 
 def test_iterating_ends_at_the_first_message_of_a_stream_without_another_round_trip(filled: Store) -> None:
-    sent = statements_of(filled)
+    sent = statements_of(filled.engine)
     assert len(list(filled.iter_stream("account-1", batch_size=1, backwards=True))) == 4
     assert len(sent) == 4
 
@@ -101,7 +100,7 @@ def test_members_of_a_consumer_group_read_their_own_streams(
 
 
 def test_whether_a_group_has_its_index_is_looked_up_once(filled: Store) -> None:
-    sent = statements_of(filled)
+    sent = statements_of(filled.engine)
     assert len(list(filled.iter_category("account", None, 0, 1, batch_size=4, backwards=True))) == 10
     assert len(sent) == 1 + 3
 

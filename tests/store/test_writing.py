@@ -11,8 +11,7 @@ import pytest
 
 from messagedb_sa import NO_STREAM, DuplicateMessageId, Message, NewMessage, Store, WrongExpectedVersion
 
-from ..support import clocks_stopped, numbers
-from .support import statements_of
+from ..support import clocks_stopped, numbers, statements_of
 
 
 def test_write_returns_the_position_in_the_stream(each_store: Store) -> None:
@@ -136,7 +135,7 @@ def test_a_batch_takes_tuples_and_new_messages(each_store: Store) -> None:
 
 def test_a_batch_is_any_iterable_and_one_round_trip(each_store: Store) -> None:
     each_store.write_batch("order-1", [("Placed", {})])  # Whether there is write_messages is then known.
-    sent = statements_of(each_store)
+    sent = statements_of(each_store.engine)
     assert each_store.write_batch("account-1", (("Deposited", {"n": n}) for n in range(1000))) == 999
     assert len(sent) == 1
     assert numbers(each_store.read_stream("account-1")) == list(range(1000))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Engine, text
 
 from messagedb_sa import InvalidArgument, MissingPrivilege, Store, transfer
 from messagedb_sa.transfer import TransferRefused
@@ -237,24 +237,32 @@ def test_a_failure_at_the_end_leaves_nothing(store: Store, target: Store) -> Non
     imported(target, exported(store))
 
 
-def test_a_writer_to_the_same_category_is_waited_for(store: Store, target: Store) -> None:
-    store.write("account-1", "Opened", {})
+def refused_behind_a_writer(
+    store: Store, target: Store, stream_name: str, until_it_waits: Callable[[Engine], None], **options: Any
+) -> str:
+    """What the import says that has waited for somebody who writes to this stream of the target."""
     lines = exported(store)
     problems: list[str] = []
 
     def run() -> None:
         with pytest.raises(TransferRefused) as refusal:
-            imported(target, lines, new_global_positions=True)
+            imported(target, lines, **options)
         problems.extend(refusal.value.problems)
 
     with target.engine.begin() as connection:
-        Store(connection).write("account-1", "Opened", {})
+        Store(connection).write(stream_name, "Placed", {})
         thread = threading.Thread(target=run)
         thread.start()
-        wait_until_blocked(target.engine)
+        until_it_waits(target.engine)
     thread.join()
-    assert len(problems) == 1
-    assert problems[0].endswith("must begin at 1, since the store has it up to 0")
+    (problem,) = problems
+    return problem
+
+
+def test_a_writer_to_the_same_category_is_waited_for(store: Store, target: Store) -> None:
+    store.write("account-1", "Opened", {})
+    problem = refused_behind_a_writer(store, target, "account-1", wait_until_blocked, new_global_positions=True)
+    assert problem.endswith("must begin at 1, since the store has it up to 0")
 
 
 def test_writers_to_other_categories_are_not_waited_for(store: Store, target: Store) -> None:
@@ -266,22 +274,8 @@ def test_writers_to_other_categories_are_not_waited_for(store: Store, target: St
 
 def test_to_keep_global_positions_all_writers_are_waited_for(store: Store, target: Store) -> None:
     store.write("account-1", "Opened", {})
-    lines = exported(store)
-    problems: list[str] = []
-
-    def run() -> None:
-        with pytest.raises(TransferRefused) as refusal:
-            imported(target, lines)
-        problems.extend(refusal.value.problems)
-
-    with target.engine.begin() as connection:
-        Store(connection).write("order-1", "Placed", {})
-        thread = threading.Thread(target=run)
-        thread.start()
-        wait_until_waiting_for_the_table(target.engine)
-    thread.join()
-    assert len(problems) == 1
-    assert problems[0].startswith("the file begins at global position 1, but the store has messages up to 1")
+    problem = refused_behind_a_writer(store, target, "order-1", wait_until_waiting_for_the_table)
+    assert problem.startswith("the file begins at global position 1, but the store has messages up to 1")
 
 
 def test_a_role_that_may_write_imports_with_new_global_positions_only(store: Store, target: Store) -> None:
